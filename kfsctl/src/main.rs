@@ -1,0 +1,2 @@
+//! The kfsctl command.
+fn main() {}

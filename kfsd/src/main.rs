@@ -1,0 +1,2 @@
+//! The kfsd command.
+fn main() {}

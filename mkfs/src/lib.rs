@@ -1,0 +1,1 @@
+//! Makes ext4-compatible file systems.

@@ -1,0 +1,2 @@
+//! The mkfs command.
+fn main() {}
