@@ -1,1 +1,6 @@
 //! Block devices behind one trait.
+#![forbid(unsafe_code)]
+
+mod device;
+
+pub use device::BlockDevice;
