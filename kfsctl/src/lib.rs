@@ -1,1 +1,15 @@
-//! Control protocol of kfsd.
+//! The control protocol of kfsd and its client.
+//!
+//! kfsd listens on a Unix socket and speaks one JSON object a line: a greeting first, then one
+//! answer a request. `md-docs/control-protocol.md` is the specification; [`protocol`] holds the
+//! messages, [`line`] the framing with its limits, [`client`] the side that asks.
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod line;
+pub mod protocol;
+pub mod status;
+
+pub use client::{Client, ClientError};
+pub use protocol::{ErrorCode, Hello, PROTOCOL_VERSION, Reply, Request, RequestError};
+pub use status::Status;

@@ -1,2 +1,54 @@
-//! The kfsctl command.
-fn main() {}
+//! The kfsctl command: asks a kfsd and shows the answer.
+#![forbid(unsafe_code)]
+
+mod args;
+mod render;
+
+use args::{Cli, Command};
+use clap::Parser;
+use kfsctl::{Client, ClientError, Status};
+use std::io::Write;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    match run(&Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kfsctl: {error:#}");
+            if let Some(ClientError::Refused(refused)) = error.downcast_ref()
+                && !refused.hint.is_empty()
+            {
+                eprintln!("kfsctl: {}", refused.hint);
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Status { json } => show(&status(cli)?, json),
+    }
+}
+
+fn status(cli: &Cli) -> anyhow::Result<Status> {
+    let mut client = match &cli.target.socket {
+        Some(path) => Client::connect(path)?,
+        None => Client::find()?,
+    };
+    Ok(client.status()?)
+}
+
+fn show(status: &Status, json: bool) -> anyhow::Result<()> {
+    let text = if json {
+        format!("{}\n", serde_json::to_string(status)?)
+    } else {
+        render::status(status)
+    };
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // `kfsctl status | head -1` is no failure.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        result => Ok(result?),
+    }
+}

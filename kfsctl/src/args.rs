@@ -1,0 +1,33 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Looks at and steers a running kfsd, or looks at an image that nobody serves.
+#[derive(Debug, Parser)]
+#[command(name = "kfsctl", version)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) target: Target,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Whom to ask; without an option, the only running kfsd.
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+pub(crate) struct Target {
+    /// Control socket of the kfsd to ask
+    #[arg(long, value_name = "PATH", global = true)]
+    pub(crate) socket: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show what is served to whom, and how it fares
+    Status {
+        /// Print the status as one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}

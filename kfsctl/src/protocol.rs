@@ -1,0 +1,296 @@
+//! The messages: greeting, requests, answers, errors.
+//!
+//! A request is `{"command": NAME, ...its arguments, "id": ANY}`; `id` is optional and comes back
+//! with the answer. An answer is `{"id": ANY, "ok": RESULT}` or `{"id": ANY, "error": {...}}`.
+//! Within one protocol version fields are only added, never changed or removed, so readers ignore
+//! fields they do not know; requests, in contrast, are read strictly, since an argument that is
+//! ignored would be a wish that is not fulfilled.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// Version that both ends must agree on.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Name by which the greeting is recognised.
+pub const PROTOCOL_NAME: &str = "kfs-control";
+
+/// First line that the daemon sends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Always [`PROTOCOL_NAME`].
+    pub protocol: String,
+    /// [`PROTOCOL_VERSION`] of the daemon.
+    pub protocol_version: u32,
+    /// Version of the daemon.
+    pub version: String,
+    /// Process id of the daemon.
+    pub pid: u32,
+    /// Commands the daemon serves.
+    pub commands: Vec<String>,
+}
+
+/// What can be asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+#[non_exhaustive]
+pub enum Request {
+    /// What is served to whom, and how it fares; answered with [`Status`](crate::Status).
+    Status {},
+}
+
+impl Request {
+    /// Names of all commands, as they are written in a request.
+    pub const COMMANDS: &[&str] = &["status"];
+
+    /// Reads a request line. The id comes back even with an error, wherever it could be read.
+    pub fn parse(line: &str) -> (Value, Result<Self, RequestError>) {
+        let mut object: Map<String, Value> = match serde_json::from_str(line) {
+            Ok(Value::Object(object)) => object,
+            Ok(_) => return (Value::Null, Err(RequestError::not_an_object())),
+            Err(error) => return (Value::Null, Err(RequestError::not_json(&error))),
+        };
+        let id = object.remove("id").unwrap_or(Value::Null);
+        if id.is_object() || id.is_array() {
+            let error = RequestError::new(
+                ErrorCode::InvalidArgument,
+                "the id must be a string or a number",
+                "leave it out, or count requests",
+            );
+            return (Value::Null, Err(error));
+        }
+        let result = Self::from_object(object);
+        (id, result)
+    }
+
+    fn from_object(object: Map<String, Value>) -> Result<Self, RequestError> {
+        let command = match object.get("command") {
+            Some(Value::String(command)) => command.clone(),
+            Some(_) => {
+                return Err(RequestError::new(
+                    ErrorCode::InvalidArgument,
+                    "\"command\" is not a string",
+                    commands_hint(),
+                ));
+            }
+            None => {
+                return Err(RequestError::new(
+                    ErrorCode::InvalidArgument,
+                    "the request has no \"command\"",
+                    commands_hint(),
+                ));
+            }
+        };
+        if !Self::COMMANDS.contains(&command.as_str()) {
+            return Err(RequestError::new(
+                ErrorCode::UnknownCommand,
+                format!("there is no command {:?}", shortened(&command)),
+                commands_hint(),
+            ));
+        }
+        serde_json::from_value(Value::Object(object)).map_err(|error| {
+            RequestError::new(
+                ErrorCode::InvalidArgument,
+                format!(
+                    "wrong arguments for {command:?}: {}",
+                    shortened(&error.to_string())
+                ),
+                "md-docs/control-protocol.md lists the arguments of each command",
+            )
+        })
+    }
+}
+
+fn commands_hint() -> String {
+    format!("supported commands: {}", Request::COMMANDS.join(", "))
+}
+
+/// Cuts foreign text, so that an error never echoes a whole hostile line.
+fn shortened(text: &str) -> &str {
+    const MAX_BYTES: usize = 200;
+    let mut end = text.len().min(MAX_BYTES);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+/// The kind of an error, for programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum ErrorCode {
+    /// The line is too long, not UTF-8 or not a JSON object.
+    BadRequest,
+    /// No such command.
+    UnknownCommand,
+    /// An argument is missing, unknown, or has a wrong value.
+    InvalidArgument,
+    /// The command makes no sense for what is served.
+    NotSupported,
+    /// As many clients are connected as the daemon allows.
+    Busy,
+    /// The line did not arrive in time.
+    TimedOut,
+    /// The daemon is ending.
+    ShuttingDown,
+    /// The command failed.
+    Failed,
+    /// A code of a newer daemon.
+    #[serde(other)]
+    Unknown,
+}
+
+/// Why a request was refused or failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct RequestError {
+    /// For programs.
+    pub code: ErrorCode,
+    /// For people: what is wrong.
+    pub message: String,
+    /// For people: what to do about it; may be empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub hint: String,
+}
+
+impl RequestError {
+    /// An error with all its parts.
+    pub fn new(code: ErrorCode, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            hint: hint.into(),
+        }
+    }
+
+    fn not_json(error: &serde_json::Error) -> Self {
+        Self::new(
+            ErrorCode::BadRequest,
+            format!("the line is not JSON: {error}"),
+            "send one JSON object a line, such as {\"command\":\"status\"}",
+        )
+    }
+
+    fn not_an_object() -> Self {
+        Self::new(
+            ErrorCode::BadRequest,
+            "the line is not a JSON object",
+            "send one JSON object a line, such as {\"command\":\"status\"}",
+        )
+    }
+}
+
+/// The answer to one request.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reply {
+    /// The request's id; null when it had none or could not be read.
+    #[serde(default)]
+    pub id: Value,
+    /// Result or error.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+}
+
+/// What came of a request.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// The command's result.
+    Ok(Value),
+    /// Why there is none.
+    Error(RequestError),
+}
+
+impl Reply {
+    /// A reply to the request with this id.
+    pub fn new(id: Value, outcome: Result<Value, RequestError>) -> Self {
+        let outcome = match outcome {
+            Ok(value) => Outcome::Ok(value),
+            Err(error) => Outcome::Error(error),
+        };
+        Self { id, outcome }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(line: &str) -> RequestError {
+        Request::parse(line).1.unwrap_err()
+    }
+
+    #[test]
+    fn requests_round_trip() {
+        let text = serde_json::to_string(&Request::Status {}).unwrap();
+        assert_eq!(text, r#"{"command":"status"}"#);
+        assert_eq!(Request::parse(&text), (Value::Null, Ok(Request::Status {})));
+        let (id, request) = Request::parse(r#"{"id":7,"command":"status"}"#);
+        assert_eq!((id, request), (Value::from(7), Ok(Request::Status {})));
+    }
+
+    #[test]
+    fn replies_round_trip() {
+        let replies = [
+            Reply::new(Value::from("a"), Ok(Value::from(1))),
+            Reply::new(Value::Null, Err(refused(r#"{"command":"dance"}"#))),
+        ];
+        for reply in replies {
+            let text = serde_json::to_string(&reply).unwrap();
+            assert_eq!(serde_json::from_str::<Reply>(&text).unwrap(), reply);
+        }
+    }
+
+    #[test]
+    fn an_unknown_command_names_the_known_ones() {
+        let error = refused(r#"{"command":"dance"}"#);
+        assert_eq!(error.code, ErrorCode::UnknownCommand);
+        assert!(error.message.contains("dance"));
+        assert!(error.hint.contains("status"));
+    }
+
+    #[test]
+    fn a_wrong_request_keeps_its_id() {
+        let (id, request) = Request::parse(r#"{"id":"x","command":"status","verbose":true}"#);
+        assert_eq!(id, Value::from("x"));
+        let error = request.unwrap_err();
+        assert_eq!(error.code, ErrorCode::InvalidArgument);
+        assert!(error.message.contains("verbose"), "{error:?}");
+    }
+
+    #[test]
+    fn hostile_lines_are_errors() {
+        let deep = "[".repeat(100_000);
+        let long_name = format!(r#"{{"command":"{}"}}"#, "\u{e9}".repeat(100_000));
+        let lines = [
+            ("", ErrorCode::BadRequest),
+            ("status", ErrorCode::BadRequest),
+            ("null", ErrorCode::BadRequest),
+            ("[]", ErrorCode::BadRequest),
+            ("{\"command\":\"status\"", ErrorCode::BadRequest),
+            ("{\"command\":\"status\"} x", ErrorCode::BadRequest),
+            (&deep, ErrorCode::BadRequest),
+            ("{}", ErrorCode::InvalidArgument),
+            ("{\"command\":7}", ErrorCode::InvalidArgument),
+            (
+                "{\"command\":\"status\",\"id\":{\"a\":1}}",
+                ErrorCode::InvalidArgument,
+            ),
+            ("{\"command\":\"STATUS\"}", ErrorCode::UnknownCommand),
+            (&long_name, ErrorCode::UnknownCommand),
+        ];
+        for (line, code) in lines {
+            let error = refused(line);
+            assert_eq!(error.code, code, "{error:?}");
+            assert!(error.message.len() < 1000, "echoes too much");
+        }
+    }
+
+    #[test]
+    fn a_code_of_a_newer_daemon_is_read() {
+        let error: RequestError =
+            serde_json::from_str(r#"{"code":"on-fire","message":"m"}"#).unwrap();
+        assert_eq!(error.code, ErrorCode::Unknown);
+    }
+}

@@ -1,0 +1,314 @@
+//! The status as people read it.
+
+use indicatif::{HumanBytes, HumanCount, HumanDuration};
+use kfsctl::Status;
+use kfsctl::status::{
+    Cache, Features, OperationStatus, SessionStatus, Source, TransportKind, VolumeStatus,
+};
+use std::fmt::{Display, Write};
+use std::path::Path;
+use std::time::Duration;
+
+/// Operations that are listed one by one.
+const MAX_OPERATIONS: usize = 12;
+
+/// The whole status, ending in a newline.
+pub(crate) fn status(status: &Status) -> String {
+    let mut page = Page::default();
+    volume(&mut page, &status.volume);
+    if let Some(daemon) = &status.daemon {
+        let uptime = Duration::try_from_secs_f64(daemon.uptime_seconds).unwrap_or_default();
+        let text = format!(
+            "kfsd {}, pid {}, up {}",
+            daemon.version,
+            daemon.pid,
+            HumanDuration(uptime)
+        );
+        page.line("daemon", text);
+        sessions(&mut page, &status.sessions);
+        operations(&mut page, &status.operations);
+    } else {
+        page.line("daemon", "none: the image is not in use");
+    }
+    page.text
+}
+
+#[derive(Default)]
+struct Page {
+    text: String,
+}
+
+impl Page {
+    fn line(&mut self, label: &str, value: impl Display) {
+        writeln!(self.text, "{label:<11} {value}").expect("a String takes all that is written");
+    }
+}
+
+fn volume(page: &mut Page, volume: &VolumeStatus) {
+    let (label, path) = match &volume.source {
+        Source::Image { path } => ("image", path),
+        Source::SharedDir { path } => ("shared dir", path),
+    };
+    let mut text = printable(path);
+    if volume.read_only {
+        text.push_str(" (read-only");
+        if let Some(reason) = &volume.read_only_reason {
+            text.push_str(&format!(": {}", safe(reason)));
+        }
+        text.push(')');
+    }
+    page.line(label, text);
+    if let Some(name) = volume.label.as_deref().filter(|name| !name.is_empty()) {
+        page.line("label", safe(name));
+    }
+    if let Some(uuid) = &volume.uuid {
+        page.line("uuid", safe(uuid));
+    }
+    room(page, volume);
+    if let Some(features) = &volume.features {
+        page.line("features", feature_names(features));
+    }
+    if let Some(journal) = &volume.journal {
+        let used = percent(journal.used_bytes, journal.size_bytes);
+        let mut text = format!("{}, {used} used", HumanBytes(journal.size_bytes));
+        match journal.running_tid {
+            Some(tid) => text.push_str(&format!("; transaction {tid} running")),
+            None => text.push_str("; no transaction running"),
+        }
+        text.push_str(&format!(
+            ", {} committed, {} checkpointed",
+            journal.committed_tid, journal.checkpointed_tid
+        ));
+        if journal.needs_recovery {
+            text.push_str("; needs recovery");
+        }
+        page.line("journal", text);
+    }
+    for cache in &volume.caches {
+        page.line("cache", cache_text(cache));
+    }
+    if let Some(device) = &volume.device {
+        let text = format!(
+            "{} reads ({}), {} writes ({}), {} flushes, {} discards, {} errors",
+            HumanCount(device.reads),
+            HumanBytes(device.read_bytes),
+            HumanCount(device.writes),
+            HumanBytes(device.written_bytes),
+            HumanCount(device.flushes),
+            HumanCount(device.discards),
+            HumanCount(device.errors),
+        );
+        page.line("device", text);
+    }
+}
+
+fn room(page: &mut Page, volume: &VolumeStatus) {
+    if let Some(space) = &volume.space {
+        let bytes = |blocks: u64| HumanBytes(blocks.saturating_mul(space.block_size_bytes));
+        let used = space.total_blocks.saturating_sub(space.free_blocks);
+        let text = format!(
+            "{} of {} used ({}), {} available; blocks of {}",
+            bytes(used),
+            bytes(space.total_blocks),
+            percent(used, space.total_blocks),
+            bytes(space.available_blocks),
+            HumanBytes(space.block_size_bytes),
+        );
+        page.line("space", text);
+    }
+    if let Some(inodes) = &volume.inodes {
+        let used = inodes.total.saturating_sub(inodes.free);
+        let text = format!(
+            "{} of {} used ({})",
+            HumanCount(used),
+            HumanCount(inodes.total),
+            percent(used, inodes.total)
+        );
+        page.line("inodes", text);
+    }
+}
+
+fn feature_names(features: &Features) -> String {
+    let names: Vec<_> = [&features.compat, &features.incompat, &features.ro_compat]
+        .into_iter()
+        .flatten()
+        .map(|name| safe(name))
+        .collect();
+    names.join(" ")
+}
+
+fn cache_text(cache: &Cache) -> String {
+    let mut text = format!("{}: {}", safe(&cache.name), HumanCount(cache.entries));
+    if cache.capacity != 0 {
+        text.push_str(&format!(" of {}", HumanCount(cache.capacity)));
+    }
+    if let Some(ratio) = cache.hit_ratio() {
+        text.push_str(&format!(", {:.1} % hits", ratio * 100.0));
+    }
+    text
+}
+
+fn sessions(page: &mut Page, sessions: &[SessionStatus]) {
+    if sessions.is_empty() {
+        page.line("session", "none");
+    }
+    for session in sessions {
+        let kind = match session.transport {
+            TransportKind::VhostUser => "vhost-user",
+            TransportKind::DevFuse => "mount",
+        };
+        let mut text = format!("{kind} {}", printable(&session.endpoint));
+        if let Some(tag) = &session.tag {
+            text.push_str(&format!(", tag {}", safe(tag)));
+        }
+        text.push_str(if session.connected {
+            ", connected"
+        } else {
+            ", nobody connected"
+        });
+        if let Some((major, minor)) = session.fuse_version {
+            text.push_str(&format!(", FUSE {major}.{minor}"));
+        }
+        if let Some(handles) = session.open_handles {
+            text.push_str(&format!(", {} open", HumanCount(handles)));
+        }
+        if let Some(inodes) = session.known_inodes {
+            text.push_str(&format!(", {} inodes known", HumanCount(inodes)));
+        }
+        text.push_str(&format!(", {} requests", HumanCount(session.requests)));
+        page.line("session", text);
+    }
+}
+
+fn operations(page: &mut Page, operations: &[OperationStatus]) {
+    for operation in operations.iter().take(MAX_OPERATIONS) {
+        let mut text = format!(
+            "{:<16} {:>14}",
+            safe(&operation.name),
+            HumanCount(operation.count).to_string()
+        );
+        text.push_str(&format!(" {:>10.1}/s", operation.per_second));
+        if operation.errors != 0 {
+            text.push_str(&format!("  {} failed", HumanCount(operation.errors)));
+        }
+        page.line("operation", text);
+    }
+    if let Some(more) = operations
+        .get(MAX_OPERATIONS..)
+        .filter(|more| !more.is_empty())
+    {
+        let count = more
+            .iter()
+            .map(|operation| operation.count)
+            .fold(0, u64::saturating_add);
+        page.line(
+            "operation",
+            format!("{} kinds more {:>16}", more.len(), HumanCount(count)),
+        );
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
+fn percent(part: u64, whole: u64) -> String {
+    if whole == 0 {
+        "0 %".into()
+    } else {
+        format!("{:.0} %", part as f64 * 100.0 / whole as f64)
+    }
+}
+
+fn printable(path: &Path) -> String {
+    safe(&path.display().to_string())
+}
+
+/// Labels and paths are other people's text: control characters must not reach the terminal.
+fn safe(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| {
+            if c.is_control() {
+                c.escape_default().collect()
+            } else {
+                vec![c]
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kfsctl::status::{DaemonStatus, Inodes, Journal, Space};
+
+    #[test]
+    fn a_full_status_reads_well() {
+        let text = status(&Status {
+            daemon: Some(DaemonStatus {
+                version: "0.1.0".into(),
+                pid: 7,
+                uptime_seconds: 61.0,
+            }),
+            volume: VolumeStatus {
+                source: Source::Image {
+                    path: "disk.img".into(),
+                },
+                label: Some("evil\x1b[2J".into()),
+                space: Some(Space {
+                    block_size_bytes: 4096,
+                    total_blocks: 1000,
+                    free_blocks: 750,
+                    available_blocks: 700,
+                }),
+                inodes: Some(Inodes { total: 0, free: 0 }),
+                journal: Some(Journal {
+                    size_bytes: 1 << 20,
+                    ..Journal::default()
+                }),
+                ..VolumeStatus::default()
+            },
+            sessions: vec![SessionStatus {
+                endpoint: "/run/a.sock".into(),
+                fuse_version: Some((7, 41)),
+                connected: true,
+                ..SessionStatus::default()
+            }],
+            operations: vec![OperationStatus {
+                name: "read".into(),
+                count: 12345,
+                per_second: 3.25,
+                ..OperationStatus::default()
+            }],
+        });
+        for part in [
+            "disk.img",
+            "25 %",
+            "up 61 seconds",
+            "FUSE 7.41",
+            "12,345",
+            "0 %",
+        ] {
+            assert!(text.contains(part), "{part:?} is not in\n{text}");
+        }
+        assert!(!text.contains('\x1b'));
+    }
+
+    #[test]
+    fn nonsense_numbers_do_not_panic() {
+        let text = status(&Status {
+            daemon: Some(DaemonStatus {
+                uptime_seconds: f64::NAN,
+                ..DaemonStatus::default()
+            }),
+            volume: VolumeStatus {
+                space: Some(Space {
+                    block_size_bytes: u64::MAX,
+                    total_blocks: 1,
+                    free_blocks: u64::MAX,
+                    available_blocks: u64::MAX,
+                }),
+                ..VolumeStatus::default()
+            },
+            ..Status::default()
+        });
+        assert!(text.contains("space"));
+    }
+}
