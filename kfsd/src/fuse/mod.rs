@@ -1,0 +1,17 @@
+//! The FUSE wire layer: bytes of a request in, calls of a [`FileSystem`], bytes of a reply out.
+//!
+//! It knows no transport: `transport/` brings the bytes from a virtqueue or from /dev/fuse. No
+//! allocation is made for a request, and data is never copied here.
+
+pub mod abi;
+pub mod buffers;
+pub mod file_system;
+pub mod flags;
+pub mod sinks;
+
+pub use buffers::{DataSink, DataSource, Segment};
+pub use file_system::{
+    Context, CopyRange, Creation, Entry, FileSystem, InitReply, InitRequest, Opened, Result,
+    SecurityContext, SetAttr, SetLock,
+};
+pub use sinks::{DirSink, XattrSink};
