@@ -1,6 +1,25 @@
 //! Block devices behind one trait.
+//!
+//! ```text
+//!                 kfs, mkfs
+//!                     |  BlockDevice
+//!    +----------------+------------------+
+//!    | StatsDevice  ReadOnlyDevice  RangeDevice      wrappers, stacked as needed
+//!    | FaultDevice  TraceDevice                      wrappers for tests (feature `testing`)
+//!    +----------------+------------------+
+//!                     |
+//!    FileDevice   MemoryDevice   CrashDevice         where the bytes are
+//! ```
 #![forbid(unsafe_code)]
 
+mod bounds;
 mod device;
+mod file;
+mod holder;
+mod memory;
+mod open_error;
 
 pub use device::BlockDevice;
+pub use file::FileDevice;
+pub use memory::MemoryDevice;
+pub use open_error::{Holder, OpenError};
