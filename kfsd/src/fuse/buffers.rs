@@ -338,7 +338,8 @@ impl<'a> DataSink<'a> {
         truncate(&mut self.cursor, len);
     }
 
-    /// Takes `count` bytes off the front, to be filled later. `None` when there is less room.
+    /// Takes `N` bytes off the front, to be filled later; they do not count as written. `None` when
+    /// there is less room.
     pub(crate) fn reserve<const N: usize>(&mut self) -> Option<Reserved<N>> {
         if self.remaining() < N {
             return None;
@@ -444,7 +445,7 @@ mod tests {
             }
             Ok(4)
         });
-        assert_eq!((count, sink.written(), sink.remaining()), (Ok(4), 8, 4));
+        assert_eq!((count, sink.written(), sink.remaining()), (Ok(4), 4, 4));
         sink.write(b"9").unwrap();
         sink.write_zeros(1).unwrap();
         assert_eq!(sink.write(b"abc"), Err(Errno::OVERFLOW));
