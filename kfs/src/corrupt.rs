@@ -52,4 +52,20 @@ pub enum Corrupt {
         /// The inode number.
         inode: InodeNr,
     },
+    /// A field of the journal's superblock has a value that no journal can have.
+    #[error("journal superblock field {field} has the impossible value {value:#x}")]
+    JournalSuperblockField {
+        /// Kernel name of the field.
+        field: &'static str,
+        /// Its value.
+        value: u32,
+    },
+    /// The journal refers to a block beyond its own end.
+    #[error("journal block {block} is beyond the journal's {len} blocks")]
+    JournalBlockOutside {
+        /// Block of the log.
+        block: u32,
+        /// Blocks in the journal inode.
+        len: u32,
+    },
 }

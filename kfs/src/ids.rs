@@ -88,6 +88,12 @@ impl Tid {
         self.0 != other.0 && self.0.wrapping_sub(other.0) < 1 << 31
     }
 
+    /// Itself, or 1 in place of 0, which no transaction has.
+    #[must_use]
+    pub fn or_first(self) -> Self {
+        Self(self.0.max(1))
+    }
+
     /// The id of the transaction that follows.
     #[must_use]
     pub fn next(self) -> Self {

@@ -1,9 +1,12 @@
 //! An ext4-compatible file system in user space.
 #![forbid(unsafe_code)]
 
+pub mod checksum;
 mod corrupt;
 mod error;
 mod ids;
+pub mod layout;
+pub mod storage;
 
 pub use corrupt::Corrupt;
 pub use error::{Error, IoOp, ReadOnlyReason, Result};
