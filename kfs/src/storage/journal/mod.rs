@@ -20,6 +20,9 @@ mod log;
 mod recovery;
 mod transaction;
 
+#[cfg(test)]
+mod tests;
+
 use super::buffer::Buffer;
 use super::cache::BufferCache;
 use super::observer::{CommitObserver, PreImageSink};
