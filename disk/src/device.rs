@@ -104,6 +104,10 @@ macro_rules! forward {
     };
 }
 
+impl<D: BlockDevice + ?Sized> BlockDevice for &D {
+    forward!();
+}
+
 impl<D: BlockDevice + ?Sized> BlockDevice for Arc<D> {
     forward!();
 }

@@ -72,7 +72,7 @@ impl FileDevice {
             .create_new(true)
             .open(path)
             .map_err(|err| create_error(path, err))?;
-        let device = Self::from_new_file(&file, path, size);
+        let device = Self::from_new_file(file, path, size);
         if device.is_err() {
             // Nobody has seen the file yet; what is left of a failed creation only confuses.
             let _ = fs::remove_file(path);
@@ -80,10 +80,7 @@ impl FileDevice {
         device
     }
 
-    fn from_new_file(file: &File, path: &Path, size: u64) -> Result<Self, OpenError> {
-        let file = file
-            .try_clone()
-            .map_err(|err| OpenError::io(path, "open it", err))?;
+    fn from_new_file(file: File, path: &Path, size: u64) -> Result<Self, OpenError> {
         lock(&file, path, Access::ReadWrite)?;
         let mut device = Self::from_locked_file(file, path, Access::ReadWrite)?;
         device.resize(size).map_err(|err| match err.kind() {

@@ -18,8 +18,16 @@ mod file;
 mod holder;
 mod memory;
 mod open_error;
+mod range;
+mod read_only;
+mod stats;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use device::BlockDevice;
 pub use file::FileDevice;
 pub use memory::MemoryDevice;
 pub use open_error::{Holder, OpenError};
+pub use range::RangeDevice;
+pub use read_only::ReadOnlyDevice;
+pub use stats::{DeviceStats, StatsDevice};
