@@ -355,7 +355,7 @@ impl<'a> DataSink<'a> {
         Some(reserved)
     }
 
-    /// Fills what `reserve` of this sink gave.
+    /// Fills what `reserve` of this sink gave, and counts it as written.
     pub(crate) fn fill<const N: usize>(&mut self, reserved: Reserved<N>, bytes: [u8; N]) {
         let mut at = 0;
         for piece in &reserved.pieces[..reserved.count] {
@@ -364,6 +364,7 @@ impl<'a> DataSink<'a> {
             unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr().add(at), piece.base, piece.len) };
             at += piece.len;
         }
+        self.written += N;
     }
 }
 
@@ -456,6 +457,7 @@ mod tests {
             "a short count ends it"
         );
         sink.fill(reserved, *b"1234");
+        assert_eq!(sink.written(), 11);
         assert_eq!(parts.concat(), b"123456789\0\0\0");
     }
 

@@ -5,13 +5,19 @@
 
 pub mod abi;
 pub mod buffers;
+mod dispatch;
 pub mod file_system;
 pub mod flags;
-pub mod sinks;
+mod reply;
+mod request;
+mod session;
+mod sinks;
 
 pub use buffers::{DataSink, DataSource, Segment};
 pub use file_system::{
     Context, CopyRange, Creation, Entry, FileSystem, InitReply, InitRequest, Opened, Result,
     SecurityContext, SetAttr, SetLock,
 };
+pub use request::Scratch;
+pub use session::{MAX_DATA, Session};
 pub use sinks::{DirSink, XattrSink};
