@@ -7,7 +7,10 @@ mod error;
 mod ids;
 pub mod layout;
 pub mod storage;
+mod time;
 
 pub use corrupt::Corrupt;
 pub use error::{Error, IoOp, ReadOnlyReason, Result};
 pub use ids::{BlockNr, GroupNr, InodeNr, LogicalBlock, Run, Tid};
+pub use layout::{Access, FileType, Geometry, InodeFlags};
+pub use time::{Clock, FixedClock, SystemClock, Timestamp};

@@ -319,6 +319,7 @@ pub struct Tag {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TagFormat {
     is_v3: bool,
+    is_v2: bool,
     is_64bit: bool,
     has_tail: bool,
 }
@@ -329,17 +330,20 @@ impl TagFormat {
     pub fn of(incompat: JournalIncompat) -> Self {
         Self {
             is_v3: incompat.contains(JournalIncompat::CSUM_V3),
+            is_v2: incompat.contains(JournalIncompat::CSUM_V2),
             is_64bit: incompat.contains(JournalIncompat::BIT64),
             has_tail: incompat.intersects(JournalIncompat::CSUM_V2 | JournalIncompat::CSUM_V3),
         }
     }
 
     fn tag_bytes(self) -> usize {
-        match (self.is_v3, self.is_64bit) {
-            (true, _) => size_of::<RawBlockTag3>(),
-            (false, true) => size_of::<RawBlockTag>(),
-            (false, false) => size_of::<RawBlockTag>() - size_of::<U32>(),
+        if self.is_v3 {
+            return size_of::<RawBlockTag3>();
         }
+        // Tags of version 2 have two bytes more that nothing uses.
+        let unused = if self.is_v2 { 2 } else { 0 };
+        let high = if self.is_64bit { 0 } else { size_of::<U32>() };
+        size_of::<RawBlockTag>() - high + unused
     }
 
     /// Whether a tag's stored checksum is that of a block with checksum `computed`.
@@ -388,8 +392,10 @@ impl TagFormat {
                 checksum: raw.t_checksum.get(),
             };
         }
+        let high = if self.is_64bit { 0 } else { size_of::<U32>() };
+        let used = size_of::<RawBlockTag>() - high;
         let mut bytes = [0; size_of::<RawBlockTag>()];
-        bytes[..stored.len()].copy_from_slice(stored);
+        bytes[..used].copy_from_slice(&stored[..used]);
         let raw = RawBlockTag::read_from_bytes(&bytes).expect("as many bytes as it has");
         Tag {
             block: join(raw.t_blocknr_high.get(), raw.t_blocknr.get()),
@@ -525,6 +531,8 @@ mod tests {
         for (incompat, bytes) in [
             (JournalIncompat::empty(), 8),
             (JournalIncompat::BIT64, 12),
+            (JournalIncompat::CSUM_V2, 10),
+            (JournalIncompat::CSUM_V2 | JournalIncompat::BIT64, 14),
             (JournalIncompat::CSUM_V3, 16),
         ] {
             let format = TagFormat::of(incompat);
@@ -534,8 +542,7 @@ mod tests {
             for index in 0..3u32 {
                 block[at..at + 4].copy_from_slice(&(100 + index).to_be_bytes());
                 let flags = u8::from(index > 0) * 2 + u8::from(index == 2) * 8;
-                let flags_at = if bytes == 16 { at + 7 } else { at + 7 };
-                block[flags_at] = flags;
+                block[at + 7] = flags;
                 at += bytes + if index == 0 { 16 } else { 0 };
             }
             let blocks: Vec<u64> = format.tags(&block).map(|tag| tag.block).collect();
