@@ -131,6 +131,12 @@ impl FileDevice {
         check_type(path, metadata.file_type())?;
         let is_block_device = metadata.file_type().is_block_device();
         let (size, sector_size) = if is_block_device {
+            // The kernel lets a write-protected device be opened for writing and fails the writes.
+            if access == Access::ReadWrite && holder::is_write_protected(&metadata) {
+                return Err(OpenError::ReadOnlyMedium {
+                    path: path.to_owned(),
+                });
+            }
             let size = file
                 .seek(SeekFrom::End(0))
                 .map_err(|err| OpenError::io(path, "find its size", err))?;

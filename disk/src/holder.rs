@@ -1,4 +1,4 @@
-//! Finds out who uses an image or a block device.
+//! Finds out from `/proc` and `/sys` who uses an image or a block device.
 //!
 //! Runs only when an opening was refused (and, for [`loop_holder`], once for each writer), so
 //! scanning `/proc` is affordable. All of it is best effort: what cannot be seen is
@@ -30,6 +30,13 @@ pub(crate) fn block_device_holder(file: &Metadata) -> Holder {
         Some(mount_point) => Holder::Mount { mount_point },
         None => lock_holder(file),
     }
+}
+
+/// Whether the kernel refuses to write the block device with this metadata.
+pub(crate) fn is_write_protected(file: &Metadata) -> bool {
+    let (major, minor) = (major(file.st_rdev()), minor(file.st_rdev()));
+    fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/ro"))
+        .is_ok_and(|ro| ro.trim() == "1")
 }
 
 /// The writable loop device that the file with this metadata is attached to, if any.

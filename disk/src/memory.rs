@@ -298,7 +298,8 @@ mod tests {
 
     fn op() -> impl Strategy<Value = Op> {
         prop_oneof![
-            4 => (range(), 1..=255u8).prop_map(|((offset, len), byte)| Op::Write { offset, len, byte }),
+            4 => (range(), 1..=255u8)
+                .prop_map(|((offset, len), byte)| Op::Write { offset, len, byte }),
             2 => range().prop_map(|(offset, len)| Op::Zero { offset, len }),
             1 => Just(Op::Snapshot),
         ]

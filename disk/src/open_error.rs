@@ -65,7 +65,7 @@ pub enum OpenError {
     },
     /// The file system that holds the image cannot hold a file of that size.
     #[error(
-        "{}: a file of {size} bytes is too large for the file system it is on; choose a smaller size",
+        "{}: a file of {size} bytes is too large for its file system; choose a smaller size",
         .path.display()
     )]
     TooLarge {

@@ -1,4 +1,5 @@
-//! `TraceDevice`: the ordered list of operations, for assertions such as "data before commit block".
+//! `TraceDevice`: the ordered list of operations, for assertions such as "data before the commit
+//! block".
 
 use std::io::{self, IoSlice, IoSliceMut};
 
