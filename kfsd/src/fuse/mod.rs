@@ -21,3 +21,9 @@ pub use file_system::{
 pub use request::Scratch;
 pub use session::{MAX_DATA, Session};
 pub use sinks::{DirSink, XattrSink};
+
+#[cfg(test)]
+#[expect(unsafe_code, reason = "makes segments over its own buffers")]
+mod tests;
+#[cfg(test)]
+pub(crate) mod tiny;
