@@ -10,10 +10,11 @@ use crate::checksum::crc32c;
 use crate::error::{Error, Result};
 use crate::ids::InodeNr;
 use crate::time::Timestamp;
-use bitflags::bitflags;
 use std::mem::offset_of;
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+pub use super::inode_flags::InodeFlags;
 
 /// Bytes of the part that every inode has.
 pub const INODE_FIXED_SIZE: usize = 128;
@@ -36,81 +37,6 @@ pub const S_IFDIR: u16 = 0o040_000;
 pub const S_IFCHR: u16 = 0o020_000;
 /// Mode: fifo.
 pub const S_IFIFO: u16 = 0o010_000;
-
-bitflags! {
-    /// Flags of an inode.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct InodeFlags: u32 {
-        /// Overwrite with zeros on deletion (not done).
-        const SECRM = 0x1;
-        /// Keep for undeletion (not done).
-        const UNRM = 0x2;
-        /// Compress.
-        const COMPR = 0x4;
-        /// Write synchronously.
-        const SYNC = 0x8;
-        /// No change at all.
-        const IMMUTABLE = 0x10;
-        /// Appending only.
-        const APPEND = 0x20;
-        /// Left out by dump(8).
-        const NODUMP = 0x40;
-        /// Access time is not kept.
-        const NOATIME = 0x80;
-        /// Encrypted.
-        const ENCRYPT = 0x800;
-        /// The directory has a hash tree.
-        const INDEX = 0x1000;
-        /// AFS directory.
-        const IMAGIC = 0x2000;
-        /// Data goes through the journal.
-        const JOURNAL_DATA = 0x4000;
-        /// The tail is never merged.
-        const NOTAIL = 0x8000;
-        /// Directory changes are synchronous.
-        const DIRSYNC = 0x1_0000;
-        /// Top of a hierarchy for placement.
-        const TOPDIR = 0x2_0000;
-        /// `i_blocks` counts file system blocks.
-        const HUGE_FILE = 0x4_0000;
-        /// `i_block` is an extent tree.
-        const EXTENTS = 0x8_0000;
-        /// Has a verity tree.
-        const VERITY = 0x10_0000;
-        /// Holds the value of an attribute.
-        const EA_INODE = 0x20_0000;
-        /// Mapped with DAX.
-        const DAX = 0x200_0000;
-        /// Data lies in the inode.
-        const INLINE_DATA = 0x1000_0000;
-        /// New children inherit the project.
-        const PROJINHERIT = 0x2000_0000;
-        /// Names ignore case.
-        const CASEFOLD = 0x4000_0000;
-        const _ = !0;
-    }
-}
-
-impl InodeFlags {
-    /// Flags a user may see (`lsattr`).
-    pub const USER_VISIBLE: Self = Self::from_bits_retain(0x705B_DFFF);
-    /// Flags a user may change (`chattr`).
-    pub const USER_MODIFIABLE: Self = Self::from_bits_retain(0x604B_C0FF);
-    /// Flags a new inode takes from its directory.
-    pub const INHERITED: Self = Self::from_bits_retain(
-        0x1 | 0x2
-            | 0x4
-            | 0x8
-            | 0x40
-            | 0x80
-            | 0x4000
-            | 0x8000
-            | 0x1_0000
-            | 0x2000_0000
-            | 0x4000_0000
-            | 0x200_0000,
-    );
-}
 
 /// The fixed part of an inode as on disk. The last fields are those of `osd2` for Linux.
 #[derive(Clone, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -635,50 +561,5 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> InodeBytes<B> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn devices_round_trip() {
-        let mut inode = InodeBytes::new(vec![0u8; 256]);
-        for (major, minor) in [
-            (8, 1),
-            (0, 0),
-            (255, 255),
-            (256, 0),
-            (8, 256),
-            (4095, 0xf_ffff),
-        ] {
-            inode.set_rdev(DeviceNumber { major, minor });
-            assert_eq!(inode.rdev(), DeviceNumber { major, minor });
-        }
-    }
-
-    #[test]
-    fn small_inodes_keep_whole_seconds() {
-        let time = Timestamp {
-            seconds: 1_700_000_000,
-            nanoseconds: 5,
-        };
-        let mut small = InodeBytes::new(vec![0u8; 128]);
-        small.clear(0);
-        small.set_mtime(time);
-        small.set_crtime(time);
-        assert_eq!(small.mtime(), Timestamp::from_seconds(1_700_000_000));
-        assert_eq!(small.crtime(), None);
-        let mut large = InodeBytes::new(vec![0u8; 256]);
-        large.clear(32);
-        large.set_mtime(time);
-        large.set_crtime(time);
-        assert_eq!((large.mtime(), large.crtime()), (time, Some(time)));
-        assert_eq!(large.xattr_area().len(), 96);
-    }
-
-    #[test]
-    fn impossible_extra_size_is_none() {
-        let mut inode = InodeBytes::new(vec![0u8; 256]);
-        inode.clear(132);
-        assert_eq!(inode.extra_isize(), 0);
-        assert!(inode.xattr_area().is_empty());
-    }
-}
+#[path = "inode_tests.rs"]
+mod tests;

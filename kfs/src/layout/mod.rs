@@ -18,6 +18,7 @@ pub mod geometry;
 pub mod group;
 pub mod htree;
 pub mod inode;
+pub mod inode_flags;
 pub mod journal;
 pub mod orphan;
 pub mod superblock;
@@ -30,3 +31,6 @@ pub use geometry::Geometry;
 pub use group::{GroupFlags, RawGroupDesc};
 pub use inode::{InodeBytes, InodeFlags, RawInode};
 pub use superblock::RawSuperblock;
+
+#[cfg(test)]
+mod image_tests;
