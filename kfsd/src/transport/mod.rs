@@ -1,0 +1,12 @@
+//! How requests reach the wire layer: virtqueues of a guest, or /dev/fuse of the host.
+//!
+//! Each transport brings a [`Session`](crate::fuse::Session) its requests on several threads, and
+//! ends it when the other side is gone. None of them knows what is served.
+
+pub mod dev_fuse;
+mod dev_fuse_mount;
+mod mount_options;
+
+pub use dev_fuse::{FuseMount, MountStopper};
+pub use dev_fuse_mount::MountError;
+pub use mount_options::{MountOptions, OptionError};
