@@ -186,6 +186,15 @@ pub struct CopyRange {
     pub flags: u64,
 }
 
+/// What a file system holds for a session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Files and directories that are open.
+    pub handles: u64,
+    /// Nodes that the kernel knows.
+    pub nodes: u64,
+}
+
 /// What a served tree must answer. See the module's description for who calls and what is checked.
 ///
 /// A default of ENOSYS stands only where the kernel has a good answer of its own to it.
@@ -200,6 +209,11 @@ pub trait FileSystem: Send + Sync {
     /// The session ended: drop lookup counts, handles, mappings. Also called before a second INIT
     /// and when the other side is gone. Must be harmless when called twice.
     fn destroy(&self);
+
+    /// What is held for the session, for statistics.
+    fn usage(&self) -> Option<Usage> {
+        None
+    }
 
     /// Finds a name. An entry with node id 0 or ENOENT says that there is none. "." and ".." come
     /// only when EXPORT_SUPPORT was agreed on.

@@ -16,7 +16,7 @@ mod sinks;
 pub use buffers::{DataSink, DataSource, Segment};
 pub use file_system::{
     Context, CopyRange, Creation, Entry, FileSystem, InitReply, InitRequest, Opened, Result,
-    SecurityContext, SetAttr, SetLock,
+    SecurityContext, SetAttr, SetLock, Usage,
 };
 pub use request::Scratch;
 pub use session::{MAX_DATA, Session};

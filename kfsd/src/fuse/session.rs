@@ -4,7 +4,7 @@
 //! transport, may be called from several threads, and never panics whatever the bytes are.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use rustix::io::Errno;
 
@@ -14,7 +14,7 @@ use super::abi::{
 };
 use super::buffers::{DataSink, DataSource};
 use super::dispatch;
-use super::file_system::{Context, FileSystem, InitReply, InitRequest, Result};
+use super::file_system::{Context, FileSystem, InitReply, InitRequest, Result, Usage};
 use super::flags::InitFlags;
 use super::reply::{self, Reply};
 use super::request::{self, Args, Scratch};
@@ -53,7 +53,10 @@ pub struct Session {
     file_system: Arc<dyn FileSystem>,
     /// The flags agreed on, and READY; 0 before INIT and after the end.
     agreed: AtomicU64,
+    /// The minor number agreed on; 0 before INIT.
+    minor: AtomicU32,
     counts: [AtomicU64; Opcode::ALL.len()],
+    errors: [AtomicU64; Opcode::ALL.len()],
     bytes_read: AtomicU64,
     bytes_written: AtomicU64,
 }
@@ -71,7 +74,9 @@ impl Session {
         Self {
             file_system,
             agreed: AtomicU64::new(0),
+            minor: AtomicU32::new(0),
             counts: [const { AtomicU64::new(0) }; Opcode::ALL.len()],
+            errors: [const { AtomicU64::new(0) }; Opcode::ALL.len()],
             bytes_read: AtomicU64::new(0),
             bytes_written: AtomicU64::new(0),
         }
@@ -87,6 +92,22 @@ impl Session {
     pub fn operations(&self) -> impl Iterator<Item = (Opcode, u64)> + '_ {
         let counts = self.counts.iter().map(|c| c.load(Ordering::Relaxed));
         Opcode::ALL.iter().copied().zip(counts)
+    }
+
+    /// How often an operation failed for a reason other than that there is no such thing.
+    pub fn errors(&self, opcode: Opcode) -> u64 {
+        index(opcode).map_or(0, |index| self.errors[index].load(Ordering::Relaxed))
+    }
+
+    /// The version of the protocol that the kernel speaks; `None` outside INIT and DESTROY.
+    pub fn version(&self) -> Option<(u32, u32)> {
+        self.agreed()?;
+        Some((KERNEL_VERSION, self.minor.load(Ordering::Relaxed)))
+    }
+
+    /// What the file system holds for the session, where it counts that.
+    pub fn usage(&self) -> Option<Usage> {
+        self.file_system.usage()
     }
 
     /// Bytes that READ and WRITE moved.
@@ -145,6 +166,11 @@ impl Session {
         };
         if let Err(errno) = result {
             log::trace!("{} of node {}: {errno}", name(opcode), header.nodeid);
+            if !matches!(errno, Errno::NOENT | Errno::NODATA | Errno::NOSYS)
+                && let Some(index) = opcode.and_then(index)
+            {
+                self.errors[index].fetch_add(1, Ordering::Relaxed);
+            }
         }
         reply.finish(&mut sink, result)
     }
@@ -189,7 +215,7 @@ impl Session {
     }
 
     fn count(&self, opcode: Opcode) {
-        if let Some(index) = Opcode::ALL.iter().position(|&o| o == opcode) {
+        if let Some(index) = index(opcode) {
             self.counts[index].fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -237,6 +263,7 @@ impl Session {
         out.time_gran = agreed.time_gran.max(1);
         out.max_pages = agreed.max_pages.clamp(1, MAX_PAGES);
         out.map_alignment = agreed.map_alignment;
+        self.minor.store(request.minor, Ordering::Relaxed);
         self.agreed.store(flags | READY, Ordering::Release);
         log::debug!("FUSE 7.{}, agreed on {:?}", out.minor, agreed.flags);
         reply::put(sink, &out)
@@ -247,6 +274,10 @@ impl Drop for Session {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+fn index(opcode: Opcode) -> Option<usize> {
+    Opcode::ALL.iter().position(|&o| o == opcode)
 }
 
 fn defaults(request: &InitRequest) -> InitReply {
