@@ -1,0 +1,27 @@
+//! [`Volume`]: the tree that all sessions share, whatever it lies on.
+//!
+//! An image and a host directory are volumes. The daemon opens one, asks it for a [`FileSystem`]
+//! for each session, and shuts it down when the last session is gone.
+
+use crate::fuse::FileSystem;
+use kfsctl::status::VolumeStatus;
+use std::sync::Arc;
+
+/// Why a volume could not be opened, made durable or closed. The chain of sources says it all.
+pub type VolumeError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A tree that is served.
+pub trait Volume: Send + Sync {
+    /// A view of the volume for one session: with lookup counts and handles of its own.
+    fn new_session(&self) -> Result<Arc<dyn FileSystem>, VolumeError>;
+
+    /// What `kfsctl status` shows of it. Must not wait for requests in progress.
+    fn status(&self) -> VolumeStatus;
+
+    /// Makes everything durable.
+    fn sync(&self) -> Result<(), VolumeError>;
+
+    /// Makes everything durable and leaves the volume clean. No session is used afterwards; a
+    /// second call does nothing.
+    fn shutdown(&self) -> Result<(), VolumeError>;
+}
