@@ -1,7 +1,6 @@
 //! An ext4-compatible file system in user space.
 #![forbid(unsafe_code)]
 
-pub mod allocator;
 pub mod checksum;
 mod corrupt;
 mod error;

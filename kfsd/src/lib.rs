@@ -5,5 +5,17 @@
 //! [`fuse::FileSystem`].
 #![deny(unsafe_code)]
 
+pub mod args;
+pub mod config;
+pub mod control;
+pub mod daemon;
 pub mod fuse;
+mod legacy_options;
+pub mod logging;
+pub mod metrics;
+pub mod sandbox;
+pub mod shared_dir;
+pub mod shutdown;
+mod sys;
 pub mod transport;
+pub mod volume;

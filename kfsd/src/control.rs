@@ -1,0 +1,332 @@
+//! The control server: answers kfsctl on a Unix socket.
+//!
+//! Whatever a client sends, it gets an answer or is sent away, and nobody else notices: lines are
+//! bounded and must arrive in time, clients are counted, each has a thread of its own. The socket
+//! is for the user of the daemon only.
+
+use kfsctl::line::{LineError, LineStream, Patience};
+use kfsctl::protocol::{
+    ErrorCode, Hello, PROTOCOL_NAME, PROTOCOL_VERSION, Reply, Request, RequestError,
+};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{AtFlags, Mode, OFlags};
+use serde_json::Value;
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Clients at a time.
+const MAX_CLIENTS: usize = 16;
+/// How long a client may be silent, and how long a line may take.
+const PATIENCE: Patience = Patience {
+    first_byte: Duration::from_secs(300),
+    rest: Duration::from_secs(10),
+};
+/// How long sending an answer may take.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often the handler is told that time goes by.
+const TICK: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
+
+/// What the server asks to do the work.
+pub trait Handler: Send + Sync {
+    /// Carries a request out.
+    fn handle(&self, request: Request) -> Result<Value, RequestError>;
+
+    /// Called about every second.
+    fn tick(&self) {}
+}
+
+/// Why there is no control socket.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot make the control socket {}{}", .path.display(), in_use(.source))]
+pub struct ControlError {
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+fn in_use(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => " (another process listens there)",
+        _ => "",
+    }
+}
+
+/// A socket that nobody answers yet. Its file is removed when this is dropped.
+#[derive(Debug)]
+pub struct ControlListener {
+    listener: UnixListener,
+    path: PathBuf,
+    /// The directory of the file, which may not be reachable by path any more.
+    directory: OwnedFd,
+    name: OsString,
+}
+
+impl ControlListener {
+    /// Listens in the directory of this user.
+    pub fn in_default_place() -> Result<Self, ControlError> {
+        let directory = kfsctl::client::default_socket_dir();
+        let path = directory.join(kfsctl::client::socket_name(std::process::id()));
+        let made = std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&directory);
+        match made {
+            Ok(()) => Self::new(&path),
+            Err(source) => Err(ControlError { path, source }),
+        }
+    }
+
+    /// Listens at `path`. A socket that was left behind there is replaced.
+    pub fn new(path: &Path) -> Result<Self, ControlError> {
+        Self::bind(path).map_err(|source| ControlError {
+            path: path.to_owned(),
+            source,
+        })
+    }
+
+    fn bind(path: &Path) -> io::Result<Self> {
+        let name = path
+            .file_name()
+            .ok_or(io::ErrorKind::InvalidInput)?
+            .to_owned();
+        let parent = path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty());
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(parent.unwrap_or(Path::new(".")), flags, Mode::empty())?;
+        if is_stale(path) {
+            std::fs::remove_file(path)?;
+        }
+        let listener = UnixListener::bind(path)?;
+        let control = Self {
+            listener,
+            path: path.to_owned(),
+            directory,
+            name,
+        };
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        control.listener.set_nonblocking(true)?;
+        Ok(control)
+    }
+
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Begins to answer.
+    pub fn serve(self, handler: Arc<dyn Handler>) -> io::Result<ControlServer> {
+        let (stop, stopped) = UnixStream::pair()?;
+        let server = Server {
+            handler,
+            clients: Arc::new(AtomicUsize::new(0)),
+        };
+        let thread = std::thread::Builder::new()
+            .name("control".into())
+            .spawn(move || server.accept_until(&self, &stopped))?;
+        Ok(ControlServer {
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for ControlListener {
+    fn drop(&mut self) {
+        if let Err(errno) = rustix::fs::unlinkat(&self.directory, &self.name, AtFlags::empty()) {
+            log::debug!(
+                "the control socket {} stays behind: {errno}",
+                self.path.display()
+            );
+        }
+    }
+}
+
+/// Whether a socket is there that nobody listens on.
+fn is_stale(path: &Path) -> bool {
+    // Connecting to a plain file is refused as well.
+    if !path
+        .symlink_metadata()
+        .is_ok_and(|meta| meta.file_type().is_socket())
+    {
+        return false;
+    }
+    match UnixStream::connect(path) {
+        Ok(_) => false,
+        Err(error) => error.kind() == io::ErrorKind::ConnectionRefused,
+    }
+}
+
+/// The running server; it ends when this is dropped. Clients in the middle of a request do not
+/// hold that up.
+#[derive(Debug)]
+pub struct ControlServer {
+    stop: Option<UnixStream>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for ControlServer {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if self
+            .thread
+            .take()
+            .is_some_and(|thread| thread.join().is_err())
+        {
+            log::error!("the control server has failed");
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Server {
+    handler: Arc<dyn Handler>,
+    clients: Arc<AtomicUsize>,
+}
+
+/// Counts a client for as long as it lives.
+struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Server {
+    fn accept_until(&self, listener: &ControlListener, stopped: &UnixStream) {
+        loop {
+            let mut fds = [
+                PollFd::new(&listener.listener, PollFlags::IN),
+                PollFd::new(stopped, PollFlags::IN),
+            ];
+            match rustix::event::poll(&mut fds, Some(&TICK)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => {
+                    log::error!("the control server ends: waiting failed: {errno}");
+                    return;
+                }
+            }
+            if !fds[1].revents().is_empty() {
+                return;
+            }
+            let is_ready = !fds[0].revents().is_empty();
+            self.handler.tick();
+            if !is_ready {
+                continue;
+            }
+            match listener.listener.accept() {
+                Ok((stream, _)) => self.take_in(stream),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => {
+                    log::warn!("a control client was lost: {error}");
+                    // No descriptor is free: trying again at once would not free one.
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+            }
+        }
+    }
+
+    fn take_in(&self, stream: UnixStream) {
+        let place = Place(Arc::clone(&self.clients));
+        let is_full = place.0.fetch_add(1, Ordering::AcqRel) >= MAX_CLIENTS;
+        let lines = stream
+            .set_nonblocking(false)
+            .and_then(|()| LineStream::new(stream, WRITE_TIMEOUT));
+        let mut lines = match lines {
+            Ok(lines) => lines,
+            Err(error) => {
+                log::debug!("a control client was lost: {error}");
+                return;
+            }
+        };
+        if is_full {
+            let error = RequestError::new(
+                ErrorCode::Busy,
+                format!("{MAX_CLIENTS} clients are connected already"),
+                "try again later",
+            );
+            // The line fits the socket's buffer, so this does not wait.
+            let _ = send(&mut lines, &Reply::new(Value::Null, Err(error)));
+            return;
+        }
+        let server = self.clone();
+        let spawned = std::thread::Builder::new()
+            .name("control client".into())
+            .spawn(move || {
+                let _place = place;
+                if let Err(error) = server.converse(&mut lines) {
+                    log::debug!("a control client was lost: {error}");
+                }
+            });
+        if let Err(error) = spawned {
+            log::warn!("no thread for a control client: {error}");
+        }
+    }
+
+    fn converse(&self, lines: &mut LineStream) -> io::Result<()> {
+        send(lines, &hello())?;
+        loop {
+            let (error, goes_on) = match lines.read_line(PATIENCE) {
+                Ok(Some(line)) => {
+                    send(lines, &self.answer(&line))?;
+                    continue;
+                }
+                Ok(None) | Err(LineError::Cut) => return Ok(()),
+                Err(LineError::Io(error)) => return Err(error),
+                Err(error @ LineError::NotUtf8) => (bad_line(&error), true),
+                Err(error @ LineError::TooLong) => (bad_line(&error), false),
+                Err(LineError::TimedOut) => (
+                    RequestError::new(ErrorCode::TimedOut, "no request arrived in time", ""),
+                    false,
+                ),
+            };
+            send(lines, &Reply::new(Value::Null, Err(error)))?;
+            if !goes_on {
+                return Ok(());
+            }
+        }
+    }
+
+    fn answer(&self, line: &str) -> Reply {
+        let (id, request) = Request::parse(line);
+        let outcome = request.and_then(|request| {
+            log::debug!("control: {request:?}");
+            self.handler.handle(request)
+        });
+        Reply::new(id, outcome)
+    }
+}
+
+fn bad_line(error: &LineError) -> RequestError {
+    let hint = "send one JSON object a line, such as {\"command\":\"status\"}";
+    RequestError::new(ErrorCode::BadRequest, error.to_string(), hint)
+}
+
+fn hello() -> Hello {
+    Hello {
+        protocol: PROTOCOL_NAME.into(),
+        protocol_version: PROTOCOL_VERSION,
+        version: env!("CARGO_PKG_VERSION").into(),
+        pid: std::process::id(),
+        commands: Request::COMMANDS.iter().map(|&name| name.into()).collect(),
+    }
+}
+
+fn send(lines: &mut LineStream, message: &impl serde::Serialize) -> io::Result<()> {
+    lines.write_line(&serde_json::to_string(message)?)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,270 @@
+//! The daemon from its configuration to its end.
+//!
+//! Order matters: everything that has a path is opened first, then the process locks itself in,
+//! then threads are started; at the end the users are sent away before the volume is closed.
+
+use crate::config::{Config, ControlSocket, Endpoint, Source};
+use crate::control::{ControlListener, ControlServer, Handler};
+use crate::fuse::Session;
+use crate::metrics::{Metrics, User};
+use crate::sandbox;
+use crate::shared_dir::{SharedDir, SharedDirConfig};
+use crate::shutdown::{Event, Events};
+use crate::transport::dev_fuse::{FuseMount, MountStopper};
+use crate::volume::{Volume, VolumeError};
+use kfsctl::protocol::{ErrorCode, Request, RequestError};
+use kfsctl::status::{DaemonStatus, TransportKind};
+use rustix::process::{Resource, Rlimit};
+use serde_json::Value;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::thread::JoinHandle;
+
+/// Open files wanted where nothing else is said.
+const OPEN_FILES: u64 = 1_000_000;
+
+/// Serves until the end. Returns whether all went well.
+pub fn run(config: &Config) -> Result<bool, VolumeError> {
+    for remark in &config.remarks {
+        log::warn!("{remark}");
+    }
+    raise_open_files(config.open_files);
+    // Signals wait from here on, so that what was begun is always ended.
+    let events = Events::new()?;
+    let control = control_listener(&config.control)?;
+    let volume = open_volume(config)?;
+    let result = serve(config, &volume, control, &events);
+    let closed = volume.shutdown();
+    let is_well = result?;
+    closed?;
+    log::info!("the volume is closed");
+    Ok(is_well)
+}
+
+fn serve(
+    config: &Config,
+    volume: &Arc<dyn Volume>,
+    control: Option<ControlListener>,
+    events: &Events,
+) -> Result<bool, VolumeError> {
+    let mut users = Vec::new();
+    for endpoint in &config.endpoints {
+        users.push(open_endpoint(config, endpoint, volume)?);
+    }
+    let metrics = Metrics::new(users.iter().map(|user| user.describe(config)).collect());
+    let status = StatusHandler {
+        volume: Arc::clone(volume),
+        metrics,
+    };
+    let _server = control
+        .map(|listener| answer(listener, status))
+        .transpose()?;
+    let running: Vec<Running> = users
+        .into_iter()
+        .enumerate()
+        .map(|(index, user)| user.start(index, events.sender()))
+        .collect::<Result<_, _>>()?;
+    let is_well = events.wait(running.len());
+    for user in running {
+        user.stop();
+    }
+    Ok(is_well)
+}
+
+fn answer(listener: ControlListener, handler: StatusHandler) -> Result<ControlServer, VolumeError> {
+    let path = listener.path().to_owned();
+    let server = listener.serve(Arc::new(handler))?;
+    log::info!("control socket {}", path.display());
+    Ok(server)
+}
+
+fn control_listener(place: &ControlSocket) -> Result<Option<ControlListener>, VolumeError> {
+    match place {
+        ControlSocket::None => Ok(None),
+        ControlSocket::Path(path) => Ok(Some(ControlListener::new(path)?)),
+        // Nobody asked for it, so a daemon without it is better than none.
+        ControlSocket::Default => match ControlListener::in_default_place() {
+            Ok(listener) => Ok(Some(listener)),
+            Err(error) => {
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                log::warn!("{error}: {}", cause.unwrap_or_default());
+                Ok(None)
+            }
+        },
+    }
+}
+
+fn open_volume(config: &Config) -> Result<Arc<dyn Volume>, VolumeError> {
+    match &config.source {
+        Source::SharedDir(path) => {
+            let mut directory = SharedDir::open(&SharedDirConfig {
+                path: path.clone(),
+                read_only: config.read_only,
+                cache: config.cache,
+                writeback: config.writeback,
+                readdirplus: config.readdirplus,
+                timeout: config.timeout,
+                options: config.shared_dir.clone(),
+            })?;
+            sandbox::enter(&config.shared_dir, &mut directory)?;
+            Ok(Arc::new(directory))
+        }
+        Source::Image(path) => {
+            Err(format!("{}: this build of kfsd serves no images", path.display()).into())
+        }
+    }
+}
+
+/// Lets the process have many open files: a host directory takes one for each file known.
+fn raise_open_files(wanted: Option<u64>) {
+    if wanted == Some(0) {
+        return;
+    }
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let target = wanted.unwrap_or(OPEN_FILES);
+    // Beyond the hard limit only root may go, and only up to fs.nr_open.
+    for maximum in [
+        limit.maximum.map(|maximum| maximum.max(target)),
+        limit.maximum,
+    ] {
+        let current = maximum.map_or(target, |maximum| maximum.min(target));
+        if wanted.is_none() && limit.current.is_none_or(|limit| limit >= current) {
+            return;
+        }
+        let new = Rlimit {
+            current: Some(current),
+            maximum,
+        };
+        if rustix::process::setrlimit(Resource::Nofile, new).is_ok() {
+            return;
+        }
+    }
+    log::warn!("the limit of open files cannot be set to {target}");
+}
+
+/// An endpoint that is open, before its thread runs.
+enum Opened {
+    Mount { path: PathBuf, mount: FuseMount },
+}
+
+/// An endpoint that is served.
+struct Running {
+    stopper: MountStopper,
+    thread: JoinHandle<()>,
+}
+
+fn open_endpoint(
+    config: &Config,
+    endpoint: &Endpoint,
+    volume: &Arc<dyn Volume>,
+) -> Result<Opened, VolumeError> {
+    match endpoint {
+        Endpoint::Mount(path) => {
+            let source = match &config.source {
+                Source::Image(path) | Source::SharedDir(path) => path.to_string_lossy(),
+            };
+            let threads = std::thread::available_parallelism().map_or(2, |count| count.get());
+            let mount = FuseMount::new(
+                volume.new_session()?,
+                &source,
+                path,
+                &config.mount_options,
+                threads,
+            )?;
+            log::info!("mounted on {}", path.display());
+            Ok(Opened::Mount {
+                path: path.clone(),
+                mount,
+            })
+        }
+        Endpoint::Socket(_) | Endpoint::Fd(_) => Err("vhost-user is not part of this build".into()),
+    }
+}
+
+impl Opened {
+    fn session(&self) -> &Arc<Session> {
+        match self {
+            Self::Mount { mount, .. } => mount.session(),
+        }
+    }
+
+    fn describe(&self, config: &Config) -> User {
+        let (transport, endpoint) = match self {
+            Self::Mount { path, .. } => (TransportKind::DevFuse, path.clone()),
+        };
+        let tag = config
+            .tag
+            .clone()
+            .filter(|_| transport == TransportKind::VhostUser);
+        User {
+            transport,
+            endpoint,
+            tag,
+            session: Arc::clone(self.session()),
+        }
+    }
+
+    fn start(self, index: usize, events: Sender<Event>) -> Result<Running, VolumeError> {
+        match self {
+            Self::Mount { path, mount } => {
+                let stopper = mount.stopper();
+                let thread = std::thread::Builder::new()
+                    .name("mount".into())
+                    .spawn(move || {
+                        let problem = mount
+                            .run()
+                            .err()
+                            .map(|error| format!("serving {} failed: {error}", path.display()));
+                        // Main may have stopped to listen: it is ending.
+                        let _ = events.send(Event::Gone(index, problem));
+                    })?;
+                Ok(Running { stopper, thread })
+            }
+        }
+    }
+}
+
+impl Running {
+    fn stop(self) {
+        self.stopper.stop();
+        if self.thread.join().is_err() {
+            log::error!("the thread of a mount has failed");
+        }
+    }
+}
+
+struct StatusHandler {
+    volume: Arc<dyn Volume>,
+    metrics: Metrics,
+}
+
+impl Handler for StatusHandler {
+    fn handle(&self, request: Request) -> Result<Value, RequestError> {
+        match request {
+            Request::Status {} => {
+                let status = kfsctl::Status {
+                    daemon: Some(DaemonStatus {
+                        version: env!("CARGO_PKG_VERSION").into(),
+                        pid: std::process::id(),
+                        uptime_seconds: self.metrics.uptime().as_secs_f64(),
+                    }),
+                    volume: self.volume.status(),
+                    sessions: self.metrics.sessions(),
+                    operations: self.metrics.operations(),
+                };
+                serde_json::to_value(status)
+                    .map_err(|error| RequestError::new(ErrorCode::Failed, error.to_string(), ""))
+            }
+            _ => Err(RequestError::new(
+                ErrorCode::NotSupported,
+                "this kfsd cannot do that",
+                "",
+            )),
+        }
+    }
+
+    fn tick(&self) {
+        self.metrics.sample();
+    }
+}
