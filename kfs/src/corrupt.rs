@@ -1,6 +1,6 @@
 //! What on disk contradicts the format: one variant per check, with the numbers that failed.
 
-use crate::ids::{BlockNr, GroupNr, InodeNr};
+use crate::ids::{BlockNr, GroupNr, InodeNr, LogicalBlock};
 
 /// A contradiction found in the image. Each variant is raised at one place.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -67,5 +67,95 @@ pub enum Corrupt {
         block: u32,
         /// Blocks in the journal inode.
         len: u32,
+    },
+    /// A directory has no blocks.
+    #[error("directory {inode}: has no blocks")]
+    DirectoryEmpty {
+        /// The directory.
+        inode: InodeNr,
+    },
+    /// The first block of a directory does not start with `.` and `..`.
+    #[error("directory {inode}: does not start with . and ..")]
+    DirectoryDots {
+        /// The directory.
+        inode: InodeNr,
+    },
+    /// A record of a directory block is too short, too long or misaligned.
+    #[error("directory {inode}, block {block}: bad entry at offset {offset}")]
+    DirectoryEntry {
+        /// The directory.
+        inode: InodeNr,
+        /// Block within the directory.
+        block: LogicalBlock,
+        /// Offset of the record in the block.
+        offset: u32,
+    },
+    /// A name in a directory has a slash or a NUL.
+    #[error("directory {inode}, block {block}: impossible name at offset {offset}")]
+    DirectoryName {
+        /// The directory.
+        inode: InodeNr,
+        /// Block within the directory.
+        block: LogicalBlock,
+        /// Offset of the record in its block.
+        offset: u32,
+    },
+    /// The checksum of a directory block, or of an index block, is wrong.
+    #[error("directory {inode}, block {block}: checksum mismatch")]
+    DirectoryChecksum {
+        /// The directory.
+        inode: InodeNr,
+        /// Block within the directory.
+        block: LogicalBlock,
+    },
+    /// The root of a hash tree has fields that cannot be.
+    #[error("directory {inode}: bad root of the hash tree ({info_length} bytes, {levels} levels)")]
+    HtreeRoot {
+        /// The directory.
+        inode: InodeNr,
+        /// Stored length of the root's info.
+        info_length: u8,
+        /// Stored depth.
+        levels: u8,
+    },
+    /// Limit or count of an index block cannot be.
+    #[error("directory {inode}, index block {block}: {count} entries, limit {limit}")]
+    HtreeCounts {
+        /// The directory.
+        inode: InodeNr,
+        /// Block within the directory.
+        block: LogicalBlock,
+        /// Entries that the block claims to have room for.
+        limit: u16,
+        /// Entries in use.
+        count: u16,
+    },
+    /// The entries of an index block are not sorted by hash.
+    #[error("directory {inode}, index block {block}: hashes out of order")]
+    HtreeOrder {
+        /// The directory.
+        inode: InodeNr,
+        /// Block within the directory.
+        block: LogicalBlock,
+    },
+    /// An index entry leads to the root or behind the directory's end.
+    #[error("directory {inode}, index block {block}: leads to block {child}")]
+    HtreeChild {
+        /// The directory.
+        inode: InodeNr,
+        /// Block within the directory.
+        block: LogicalBlock,
+        /// The block that it leads to.
+        child: u32,
+    },
+    /// A name lies in a leaf that its hash does not lead to.
+    #[error("directory {inode}, block {block}: a name of hash {hash:#010x} is in the wrong leaf")]
+    HtreeHash {
+        /// The directory.
+        inode: InodeNr,
+        /// Block within the directory.
+        block: LogicalBlock,
+        /// Hash of the name.
+        hash: u32,
     },
 }

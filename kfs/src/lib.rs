@@ -3,6 +3,7 @@
 
 pub mod checksum;
 mod corrupt;
+pub mod dir;
 mod error;
 mod ids;
 pub mod layout;
