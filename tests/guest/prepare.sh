@@ -12,6 +12,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../.." && pwd)
 build=${KFS_GUEST_DIR:-$top/build/guest}
 mirror=${KFS_DEBIAN_MIRROR:-http://deb.debian.org/debian}
+readonly KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
 readonly PROGRAMS=git,gcc,libc6-dev,make,sqlite3,rsync,fio,attr,acl,e2fsprogs,util-linux,python3-minimal,perl-base
 
 say() { echo "prepare: $*" >&2; }
@@ -20,8 +21,14 @@ die() {
     exit 1
 }
 
-# A private set of package lists, so that a newer kernel does not mean a change to /etc/apt.
-backports_apt() {
+# private_apt LINE: a private set of package lists, so that nothing changes in /etc/apt.
+private_apt() {
+    rm -rf "$build/apt"
+    mkdir -p "$build/apt/lists/partial" "$build/apt/cache/archives/partial"
+    echo "$1" >"$build/apt/sources.list"
+}
+
+apt_here() {
     local command=$1
     shift
     "$command" -o Dir::Etc::sourcelist="$build/apt/sources.list" -o Dir::Etc::sourceparts=- \
@@ -38,16 +45,14 @@ kernel_package() {
 fetch_kernel() {
     local codename package
     codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-bookworm}")
-    mkdir -p "$build/apt/lists/partial" "$build/apt/cache/archives/partial"
-    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $codename-backports main" \
-        >"$build/apt/sources.list"
+    private_apt "deb [signed-by=$KEYRING] $mirror $codename-backports main"
     package=
-    if backports_apt apt-get update -q >"$build/apt/log" 2>&1; then
-        package=$(kernel_package backports_apt apt-cache || true)
+    if apt_here apt-get update -q >"$build/apt/log" 2>&1; then
+        package=$(kernel_package apt_here apt-cache || true)
     fi
     if [ -n "$package" ]; then
         say "fetching $package from $codename-backports"
-        (cd "$build/apt" && backports_apt apt-get download -q "$package" >>log 2>&1) || package=
+        (cd "$build/apt" && apt_here apt-get download -q "$package" >>log 2>&1) || package=
     fi
     if [ -z "$package" ]; then
         package=$(kernel_package apt-cache || true)
@@ -125,6 +130,18 @@ prepare_initramfs() {
     rm -rf "$root"
 }
 
+# A small real C program for the guests to unpack and compile.
+fetch_source() {
+    local codename=bookworm
+    private_apt "deb-src [signed-by=$KEYRING] $mirror $codename main"
+    apt_here apt-get update -q >"$build/apt/log" 2>&1 &&
+        (cd "$1" && apt_here apt-get source -q --download-only lua5.4 >>"$build/apt/log" 2>&1) || {
+        tail -n 5 "$build/apt/log" >&2
+        die "cannot fetch the source of lua5.4"
+    }
+    rm -rf "$build/apt"
+}
+
 prepare_programs() {
     local root=$build/programs
     [ -e "$build/programs.ext4" ] && return
@@ -136,6 +153,7 @@ prepare_programs() {
         tail -n 5 "$build/debootstrap.log" >&2
         die "debootstrap failed, see $build/debootstrap.log"
     }
+    fetch_source "$root/usr/src"
     rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/usr/share/{doc,man,locale}/*
     echo guest >"$root/etc/hostname"
     truncate -s 2G "$build/programs.new"

@@ -1,0 +1,80 @@
+# lib.sh: what the scripts share; sourced by them (bash). Starts and stops kfsd and judges images.
+
+top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+bin=${KFS_BIN_DIR:-$top/target/release}
+
+die() {
+    echo "$(basename "$0" .sh): $*" >&2
+    exit 1
+}
+
+# Shows a command as one would type it, then runs it.
+show() {
+    echo "host# ${*//$top\//}"
+    "$@"
+}
+
+# start_kfsd LOG ARGUMENT...: starts kfsd and returns when what it was told to make (sockets, mount
+# points) is there. Sets kfsd_pid.
+start_kfsd() {
+    local log=$1 waited=0 argument previous='' ready
+    shift
+    "$bin/kfsd" "$@" >"$log" 2>&1 &
+    kfsd_pid=$!
+    while :; do
+        ready=1 previous=''
+        for argument in "$@"; do
+            case $previous in
+            --socket-path) [ -S "$argument" ] || ready=0 ;;
+            --mount) mountpoint -q "$argument" || ready=0 ;;
+            esac
+            previous=$argument
+        done
+        if ! kill -0 "$kfsd_pid" 2>/dev/null; then
+            cat "$log" >&2
+            die "kfsd ended before it was ready"
+        fi
+        [ "$ready" = 0 ] || return 0
+        waited=$((waited + 1))
+        if [ "$waited" -gt 300 ]; then
+            cat "$log" >&2
+            kill "$kfsd_pid"
+            die "kfsd is not ready after 30 s"
+        fi
+        sleep 0.1
+    done
+}
+
+# wait_end PID SECONDS: true when the process has ended within that time.
+wait_end() {
+    local waited=0
+    while kill -0 "$1" 2>/dev/null; do
+        waited=$((waited + 1))
+        [ "$waited" -le $(($2 * 10)) ] || return 1
+        sleep 0.1
+    done
+}
+
+# Asks kfsd to end (it commits and marks the image clean) and passes on its status.
+stop_kfsd() {
+    local status=0
+    kill -TERM "$kfsd_pid" 2>/dev/null || true
+    if ! wait_end "$kfsd_pid" 60; then
+        kill -KILL "$kfsd_pid"
+        die "kfsd did not end within 60 s of SIGTERM"
+    fi
+    wait "$kfsd_pid" || status=$?
+    kfsd_pid=
+    return "$status"
+}
+
+need_root() {
+    [ "$(id -u)" = 0 ] || die "$1 needs root"
+}
+
+need_programs() {
+    local program
+    for program in "$@"; do
+        [ -x "$bin/$program" ] || die "$bin/$program is missing: run make first"
+    done
+}

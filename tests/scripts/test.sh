@@ -1,0 +1,46 @@
+#!/bin/bash
+# test.sh: `make test`. Runs every step even when one failed, counts, and ends with the totals.
+#
+# cargo's "test result:" lines are counted test by test; formatting and lints count as one each. Tests
+# that need QEMU are marked #[ignore] in tests/tests/guest.rs and run here by name: nothing is skipped.
+set -uo pipefail
+. "$(dirname "$0")/lib.sh"
+cd "$top" || exit 1
+started=$SECONDS passed=0 failed=0 failures=()
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+# step NAME COMMAND...: counts the tests that cargo reports, or the command itself where it reports none.
+step() {
+    local name=$1 status ok bad
+    shift
+    echo; echo "=== $name: $*"
+    "$@" 2>&1 | tee "$log"
+    status=${PIPESTATUS[0]}
+    ok=$(awk '/^test result:/ { sum += $4 } END { print sum + 0 }' "$log")
+    bad=$(awk '/^test result:/ { sum += $6 } END { print sum + 0 }' "$log")
+    if [ "$status" = 0 ]; then
+        [ "$ok" -gt 0 ] || ok=1
+    else
+        [ "$bad" -gt 0 ] || bad=1
+        failures+=("$name")
+        while IFS= read -r test; do
+            failures+=("    $test")
+        done < <(sed -n 's/^test \(.*\) \.\.\. FAILED$/\1/p' "$log")
+    fi
+    passed=$((passed + ok)) failed=$((failed + bad))
+}
+
+tests/scripts/install-deps.sh build guest test || exit 1
+step format cargo fmt --all --check
+step lints cargo clippy --workspace --all-targets -- -D warnings
+step programs cargo build --workspace --bins
+step cargo cargo test --workspace --no-fail-fast
+step prepare tests/guest/prepare.sh --programs
+step guests cargo test -p kfs-tests --test guest -- --ignored --test-threads=1
+
+echo
+echo "=== $((SECONDS - started)) s"
+for failure in "${failures[@]}"; do echo "FAILED: $failure"; done
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ]
