@@ -44,7 +44,8 @@ done
 work=$(mktemp -d "${TMPDIR:-/tmp}/kfs-guest.XXXXXX")
 qemu_pid=
 cleanup() {
-    if [ -n "$qemu_pid" ]; then kill -KILL "$qemu_pid" 2>/dev/null || true; fi
+    # qemu_pid is that of timeout, which passes TERM on to its QEMU.
+    if [ -n "$qemu_pid" ]; then kill -TERM "$qemu_pid" 2>/dev/null || true; fi
     rm -rf "$work"
 }
 trap cleanup EXIT

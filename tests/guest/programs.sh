@@ -77,7 +77,7 @@ step_compile() {
 
 # The same work with a rollback journal and with a write-ahead log (which maps a shared file).
 step_sqlite() {
-    rows=20000
+    rows=10000
     [ "$small" = 1 ] && rows=2000
     for mode in delete truncate wal; do
         database=$mode.db
@@ -137,7 +137,7 @@ step_rsync() {
 }
 
 step_fio() {
-    size=32M
+    size=16M
     [ "$small" = 1 ] && size=4M
     common="--directory=$here --size=$size --verify=crc32c --verify_fatal=1 --do_verify=1 --group_reporting --minimal"
     # shellcheck disable=SC2086

@@ -1,1 +1,3 @@
-//! Test harness.
+//! The harness of the tests that cross crates.
+
+pub mod guest;
