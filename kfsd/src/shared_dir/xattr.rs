@@ -50,7 +50,7 @@ impl Session {
         let node = self.nodes.get(node)?;
         let path = self.host.name_of(&node.fd);
         if value.wants_size() {
-            value.count(rustix::fs::getxattr(path, name, &mut [0; 0])?);
+            value.count(rustix::fs::getxattr_query(path, name)?);
             return Ok(());
         }
         let mut buffer = vec![0; value.capacity().min(MAX_VALUE)];
@@ -80,7 +80,7 @@ impl Session {
     /// Whether new entries of a directory take their permissions from an ACL.
     pub(super) fn has_default_acl(&self, directory: &Node) -> Result<bool> {
         let path = self.host.name_of(&directory.fd);
-        match rustix::fs::getxattr(path, c"system.posix_acl_default", &mut [0; 0]) {
+        match rustix::fs::getxattr_query(path, c"system.posix_acl_default") {
             Ok(_) => Ok(true),
             Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(false),
             Err(errno) => Err(errno),

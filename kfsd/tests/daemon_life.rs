@@ -1,0 +1,196 @@
+//! The daemon begins, tells what it does, and ends as it should.
+//!
+//! These tests need root and /dev/fuse.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod daemon;
+
+use daemon::{Daemon, kfsd, wait_until};
+use kfsctl::status::{Source, TransportKind};
+use kfsctl::{Client, Request};
+use rustix::process::Signal;
+use std::fs;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::process::Command;
+
+#[test]
+fn signals_end_it_in_order() {
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        let mut daemon = Daemon::with_mount(&[]);
+        fs::write(daemon.mount().join("file"), "x").unwrap();
+        daemon.signal(signal);
+        assert_eq!(daemon.wait(), Some(0), "{}", daemon.log());
+        assert!(!daemon.is_mounted());
+        assert!(!daemon.control().exists());
+        assert_eq!(fs::read(daemon.host().join("file")).unwrap(), b"x");
+    }
+}
+
+#[test]
+fn a_busy_mount_does_not_hold_the_end_up() {
+    let mut daemon = Daemon::with_mount(&[]);
+    let mut file = fs::File::create(daemon.mount().join("file")).unwrap();
+    file.write_all(b"written").unwrap();
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.wait(), Some(0), "{}", daemon.log());
+    assert_eq!(fs::read(daemon.host().join("file")).unwrap(), b"written");
+}
+
+#[test]
+fn unmounting_ends_it() {
+    let mut daemon = Daemon::with_mount(&[]);
+    assert!(
+        Command::new("umount")
+            .arg(daemon.mount())
+            .status()
+            .unwrap()
+            .success()
+    );
+    assert_eq!(daemon.wait(), Some(0), "{}", daemon.log());
+}
+
+#[test]
+fn the_status_tells_what_is_served() {
+    let daemon = Daemon::with_mount(&[]);
+    let mut client = Client::connect(&daemon.control()).unwrap();
+    let _open = fs::File::create(daemon.mount().join("file")).unwrap();
+    let status = client.status().unwrap();
+    assert_eq!(status.daemon.unwrap().pid, daemon.pid());
+    assert_eq!(
+        status.volume.source,
+        Source::SharedDir {
+            path: daemon.host()
+        }
+    );
+    assert!(status.volume.space.unwrap().total_blocks > 0);
+    let [session] = &status.sessions[..] else {
+        panic!("{:?}", status.sessions)
+    };
+    assert_eq!(session.transport, TransportKind::DevFuse);
+    assert_eq!(session.endpoint, daemon.mount());
+    assert!(session.connected);
+    assert_eq!(session.fuse_version.map(|version| version.0), Some(7));
+    assert_eq!(
+        (session.open_handles, session.known_inodes),
+        (Some(1), Some(2))
+    );
+    let create = status
+        .operations
+        .iter()
+        .find(|operation| operation.name == "create")
+        .unwrap();
+    assert_eq!((create.count, create.errors), (1, 0));
+    // The kernel forgets what is gone.
+    fs::remove_file(daemon.mount().join("file")).unwrap();
+    drop(_open);
+    wait_until("the handle is closed and the node forgotten", || {
+        let session = client.status().unwrap().sessions.remove(0);
+        (session.open_handles, session.known_inodes) == (Some(0), Some(1))
+    });
+}
+
+#[test]
+fn hostile_clients_do_not_end_it() {
+    let daemon = Daemon::with_mount(&[]);
+    for garbage in [
+        &b"\0\0\0\0"[..],
+        b"{\"command\":",
+        &[b'['; 200_000],
+        &[0xff; 2_000_000],
+    ] {
+        let mut stream = UnixStream::connect(daemon.control()).unwrap();
+        // It may hang up in the middle.
+        let _ = stream.write_all(garbage);
+        let _ = stream.write_all(b"\n");
+    }
+    let mut client = Client::connect(&daemon.control()).unwrap();
+    client.request(&Request::Status {}).unwrap();
+}
+
+#[test]
+fn one_directory_on_two_mounts() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = |name: &str| scratch.path().join(name);
+    for name in ["host", "mount", "second"] {
+        fs::create_dir(path(name)).unwrap();
+    }
+    let (host, mount, second) = (path("host"), path("mount"), path("second"));
+    let args = [
+        "--shared-dir".as_ref(),
+        host.as_os_str(),
+        "--mount".as_ref(),
+        mount.as_os_str(),
+    ];
+    let args = [&args[..], &["--mount".as_ref(), second.as_os_str()]].concat();
+    let mut daemon = Daemon::start(scratch, &args);
+    let is_mounted = |path: &std::path::Path| {
+        fs::read_to_string("/proc/self/mounts")
+            .unwrap()
+            .contains(path.to_str().unwrap())
+    };
+    wait_until("both are mounted", || {
+        is_mounted(&mount) && is_mounted(&second)
+    });
+    wait_until("the daemon serves", || {
+        Client::connect(&daemon.control()).is_ok()
+    });
+    fs::write(mount.join("file"), "from one").unwrap();
+    assert_eq!(fs::read(second.join("file")).unwrap(), b"from one");
+    let status = Client::connect(&daemon.control())
+        .unwrap()
+        .status()
+        .unwrap();
+    assert_eq!(status.sessions.len(), 2);
+    assert!(
+        Command::new("umount")
+            .arg(&second)
+            .status()
+            .unwrap()
+            .success()
+    );
+    assert_eq!(fs::read(mount.join("file")).unwrap(), b"from one");
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.wait(), Some(0));
+    assert!(!is_mounted(&mount));
+}
+
+#[test]
+fn wrong_command_lines_are_explained() {
+    let failed = |args: &[&str], part: &str| {
+        let output = kfsd(args);
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success(), "{args:?}");
+        assert!(message.contains(part), "{args:?}: {message}");
+    };
+    failed(&[], "--image IMAGE or --shared-dir DIR");
+    failed(
+        &["--shared-dir", "/no/such/directory", "--mount", "/tmp"],
+        "No such file",
+    );
+    failed(&["--image", "/tmp", "--mount", "/tmp"], "--shared-dir");
+    failed(
+        &["--shared-dir", "/tmp", "--mount", "/tmp", "-o", "wings"],
+        "wings",
+    );
+    failed(&["--no-such-option"], "--no-such-option");
+    failed(
+        &[
+            "--shared-dir",
+            "/tmp",
+            "--mount",
+            "/tmp",
+            "--control-socket",
+            "/no/such/dir/c",
+        ],
+        "/no/such/dir/c",
+    );
+}
+
+#[test]
+fn capabilities_are_printed_for_management_programs() {
+    let output = kfsd(&["--print-capabilities"]);
+    assert!(output.status.success());
+    let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(value["type"], "fs");
+}
