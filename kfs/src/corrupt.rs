@@ -158,4 +158,130 @@ pub enum Corrupt {
         /// Hash of the name.
         hash: u32,
     },
+    /// An extent node does not begin with the magic number.
+    #[error("inode {inode}: extent node {block} has magic {found:#06x}")]
+    ExtentMagic {
+        /// The inode.
+        inode: InodeNr,
+        /// The node's block, 0 for the root.
+        block: BlockNr,
+        /// The 16 bits found.
+        found: u16,
+    },
+    /// An extent node has another depth than its parent makes expect, or too great a one.
+    #[error("inode {inode}: extent node {block} has depth {found}, expected {expected}")]
+    ExtentDepth {
+        /// The inode.
+        inode: InodeNr,
+        /// The node's block, 0 for the root.
+        block: BlockNr,
+        /// Depth found.
+        found: u16,
+        /// Depth expected; the greatest allowed for a root.
+        expected: u16,
+    },
+    /// An extent node claims room for more or fewer entries than it has.
+    #[error("inode {inode}: extent node {block} claims room for {found} entries, not {capacity}")]
+    ExtentMax {
+        /// The inode.
+        inode: InodeNr,
+        /// The node's block, 0 for the root.
+        block: BlockNr,
+        /// Room claimed.
+        found: u16,
+        /// Entries that fit.
+        capacity: u16,
+    },
+    /// An extent node has more entries than fit.
+    #[error("inode {inode}: extent node {block} has {entries} entries, room for {max}")]
+    ExtentEntries {
+        /// The inode.
+        inode: InodeNr,
+        /// The node's block, 0 for the root.
+        block: BlockNr,
+        /// Entries claimed.
+        entries: u16,
+        /// Entries that fit.
+        max: u16,
+    },
+    /// An extent node that must have entries has none.
+    #[error("inode {inode}: extent node {block} is empty")]
+    ExtentNodeEmpty {
+        /// The inode.
+        inode: InodeNr,
+        /// The node's block, 0 for the root.
+        block: BlockNr,
+    },
+    /// An extent node's checksum does not match.
+    #[error("inode {inode}: extent node {block}: checksum mismatch")]
+    ExtentChecksum {
+        /// The inode.
+        inode: InodeNr,
+        /// The node's block, 0 for the root.
+        block: BlockNr,
+    },
+    /// Entries of an extent node are not sorted, or overlap.
+    #[error("inode {inode}: extent node {block}: the entry for block {logical} is out of order")]
+    ExtentOrder {
+        /// The inode.
+        inode: InodeNr,
+        /// The node's block, 0 for the root.
+        block: BlockNr,
+        /// First logical block of the entry.
+        logical: LogicalBlock,
+    },
+    /// An extent node lies outside the range that its parent gives it.
+    #[error("inode {inode}: extent node {block} leaves its parent's range with block {logical}")]
+    ExtentRange {
+        /// The inode.
+        inode: InodeNr,
+        /// The node's block, 0 for the root.
+        block: BlockNr,
+        /// First logical block of the entry.
+        logical: LogicalBlock,
+    },
+    /// An extent has no length or ends beyond the last block of any file.
+    #[error("inode {inode}: the extent at block {logical} has the impossible length {len}")]
+    ExtentLength {
+        /// The inode.
+        inode: InodeNr,
+        /// First logical block of the entry.
+        logical: LogicalBlock,
+        /// Length in blocks.
+        len: u32,
+    },
+    /// An extent's blocks are not all within the volume.
+    #[error("inode {inode}: the extent at block {logical} claims {len} blocks at {physical}")]
+    ExtentBlocks {
+        /// The inode.
+        inode: InodeNr,
+        /// First logical block of the entry.
+        logical: LogicalBlock,
+        /// First block claimed.
+        physical: BlockNr,
+        /// Length in blocks.
+        len: u32,
+    },
+    /// An index entry's child is not within the volume.
+    #[error("inode {inode}: extent node {block} is outside the volume")]
+    ExtentChild {
+        /// The inode.
+        inode: InodeNr,
+        /// The child's block.
+        block: BlockNr,
+    },
+    /// A block map points outside the volume.
+    #[error("inode {inode}: block map points to {block}, outside the volume")]
+    IndirectBlock {
+        /// The inode.
+        inode: InodeNr,
+        /// The block number.
+        block: BlockNr,
+    },
+    /// A block map has more blocks than the volume.
+    #[error("inode {inode}: block map has more blocks than the volume")]
+    IndirectTooLarge {
+        /// The inode.
+        inode: InodeNr,
+    },
 }

@@ -5,6 +5,7 @@ pub mod checksum;
 mod corrupt;
 pub mod dir;
 mod error;
+pub mod extent;
 mod ids;
 pub mod layout;
 pub mod storage;

@@ -1,0 +1,890 @@
+//! Goal: a tree is what a map from blocks to blocks would be, at any depth, and its nodes are what
+//! ext4 wants; a lack of space changes nothing; no bytes make it panic or loop.
+//! Method: random changes beside a `BTreeMap`, on blocks of 1 KiB so that trees grow deep; nodes
+//! damaged in every byte.
+
+use super::*;
+use crate::error::Error;
+use crate::ids::Run;
+use crate::layout::RawSuperblock;
+use crate::storage::{Buffer, Journal};
+use kfs_disk::{BlockDevice, MemoryDevice};
+use parking_lot::Mutex;
+use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use zerocopy::FromZeros;
+
+const BLOCKS: u64 = 1 << 22;
+/// Nodes come from here on; data from below.
+const NODES_START: u64 = 3 << 20;
+
+fn geometry(csum: bool) -> Geometry {
+    let mut raw = RawSuperblock::new_zeroed();
+    raw.s_magic.set(0xef53);
+    raw.s_rev_level.set(1);
+    raw.s_inode_size.set(256);
+    raw.s_first_data_block.set(1);
+    raw.s_first_ino.set(11);
+    raw.s_blocks_per_group.set(8192);
+    raw.s_inodes_per_group.set(8);
+    raw.s_blocks_count_lo.set(BLOCKS as u32);
+    raw.s_inodes_count
+        .set(8 * (BLOCKS - 1).div_ceil(8192) as u32);
+    let mut geometry = Geometry::try_from(&raw).expect("a valid superblock");
+    geometry.csum_seed = csum.then_some(0x1234_5678);
+    geometry
+}
+
+/// A volume of nothing but one tree.
+struct Volume {
+    cache: Arc<BufferCache>,
+    journal: Journal,
+    geometry: Geometry,
+    nodes: FakeAllocator,
+}
+
+#[derive(Default)]
+struct FakeState {
+    next: u64,
+    used: BTreeSet<u64>,
+    promised: u64,
+    limit: u64,
+}
+
+#[derive(Default, Clone)]
+struct FakeAllocator(Arc<Mutex<FakeState>>);
+
+struct FakeReservation {
+    state: Arc<Mutex<FakeState>>,
+    left: u64,
+}
+
+impl Drop for FakeReservation {
+    fn drop(&mut self) {
+        self.state.lock().promised -= self.left;
+    }
+}
+
+impl NodeAllocator for FakeAllocator {
+    type Reservation = FakeReservation;
+
+    fn reserve_nodes(&self, count: u32, _goal: BlockNr) -> Result<FakeReservation> {
+        assert!(count > 0);
+        let mut state = self.0.lock();
+        if state.used.len() as u64 + state.promised + u64::from(count) > state.limit {
+            return Err(Error::NoSpace);
+        }
+        state.promised += u64::from(count);
+        Ok(FakeReservation {
+            state: Arc::clone(&self.0),
+            left: u64::from(count),
+        })
+    }
+
+    fn allocate_node(&self, _: &mut Handle<'_>, reservation: &mut FakeReservation) -> BlockNr {
+        let mut state = self.0.lock();
+        reservation.left = reservation.left.checked_sub(1).expect("promised");
+        state.promised -= 1;
+        state.next += 1;
+        let nr = NODES_START + state.next;
+        assert!(state.used.insert(nr));
+        BlockNr(nr)
+    }
+
+    fn free_node(&self, _: &mut Handle<'_>, block: BlockNr) -> Result<()> {
+        assert!(self.0.lock().used.remove(&block.0), "freed twice: {block}");
+        Ok(())
+    }
+}
+
+impl Volume {
+    fn new(csum: bool) -> Self {
+        let geometry = geometry(csum);
+        let device: Arc<dyn BlockDevice> = Arc::new(MemoryDevice::new(BLOCKS * 1024));
+        let cache = Arc::new(BufferCache::new(Arc::clone(&device), 1024, BLOCKS, 1 << 24));
+        let journal = Journal::open(device, Arc::clone(&cache), None);
+        let nodes = FakeAllocator::default();
+        nodes.0.lock().limit = u64::MAX;
+        Self {
+            cache,
+            journal,
+            geometry,
+            nodes,
+        }
+    }
+
+    fn tree(&self) -> ExtentTree<'_> {
+        ExtentTree::new(&self.cache, &self.geometry, InodeNr(12), 77)
+    }
+
+    fn insert(&self, root: &mut Root, extent: Extent) -> Result<NodeChange> {
+        let mut handle = self.journal.start(self.tree().step_credits(root)?)?;
+        self.tree()
+            .insert(root, &mut handle, &self.nodes, extent, BlockNr(0))
+    }
+
+    fn buffer(&self, nr: BlockNr) -> Arc<Buffer> {
+        self.cache.get(nr).expect("in memory")
+    }
+
+    fn extents(&self, root: &Root) -> Vec<Extent> {
+        let mut all = Vec::new();
+        self.tree()
+            .for_each(root, LogicalBlock(0), |extent| {
+                all.push(extent);
+                Ok(ControlFlow::Continue(()))
+            })
+            .expect("a sound tree");
+        all
+    }
+
+    /// Checks all nodes as from disk, keys strictly, and that they are exactly the allocated ones.
+    fn check(&self, root: &Root) {
+        let mut found = BTreeSet::new();
+        let node = self.tree().root_node(root).expect("a sound root");
+        if node.depth() > 0 {
+            assert!(
+                node.len() > 1 || self.only_child_len(node) > 4,
+                "could be shorter"
+            );
+        }
+        let mut stack: Vec<(BlockNr, u16, u32)> = Vec::new();
+        let mut push_children = |node: node::Node<'_>, stack: &mut Vec<(BlockNr, u16, u32)>| {
+            if node.depth() > 0 {
+                for entry in node.entries() {
+                    assert!(found.insert(entry.child().0));
+                    stack.push((entry.child(), node.depth() - 1, entry.key()));
+                }
+            }
+        };
+        push_children(node, &mut stack);
+        while let Some((nr, depth, key)) = stack.pop() {
+            let buffer = self.buffer(nr);
+            let bytes = buffer.read();
+            let tree = self.tree();
+            assert!(crate::layout::extent::verify_checksum(tree.seed, &bytes));
+            let span = check::Span {
+                low: key,
+                high: LOGICAL_END,
+            };
+            let node = tree
+                .block_node(&buffer, &bytes, depth, span, true)
+                .expect("a sound node");
+            assert_eq!(
+                node.entry(0).key(),
+                key,
+                "an index key is its child's first block"
+            );
+            push_children(node, &mut stack);
+        }
+        let state = self.nodes.0.lock();
+        assert_eq!(found, state.used, "nodes leaked or lost");
+        assert_eq!(state.promised, 0);
+    }
+
+    fn only_child_len(&self, node: node::Node<'_>) -> usize {
+        let buffer = self.buffer(node.entry(0).child());
+        let bytes = buffer.read();
+        node::Node::new(&bytes).expect("sound").len()
+    }
+}
+
+fn extent(logical: u32, physical: u64, len: u32) -> Extent {
+    Extent {
+        logical: LogicalBlock(logical),
+        physical: BlockNr(physical),
+        len,
+        unwritten: false,
+    }
+}
+
+/// A root with `count` extents of one block with holes between them.
+fn sparse(volume: &Volume, count: u32) -> Root {
+    let mut root = ExtentTree::empty_root();
+    for i in 0..count {
+        volume
+            .insert(&mut root, extent(2 * i, 10 + 2 * u64::from(i), 1))
+            .expect("space");
+    }
+    root
+}
+
+#[test]
+fn appending_leaves_full_nodes_behind() {
+    let volume = Volume::new(true);
+    let root = sparse(&volume, 84 * 20);
+    volume.check(&root);
+    assert_eq!(volume.tree().root_node(&root).expect("sound").depth(), 2);
+    // 20 full leaves and one node above them.
+    assert_eq!(volume.nodes.0.lock().used.len(), 21);
+}
+
+#[test]
+fn a_stream_is_one_extent_after_another() {
+    let volume = Volume::new(true);
+    let mut root = ExtentTree::empty_root();
+    for i in 0..33 {
+        let next = extent(2000 * i, 5000 + 2000 * u64::from(i), 2000);
+        assert_eq!(
+            volume.insert(&mut root, next).expect("space"),
+            NodeChange::default()
+        );
+    }
+    let all = volume.extents(&root);
+    assert_eq!(
+        all,
+        [
+            extent(0, 5000, 32768),
+            extent(32768, 5000 + 32768, 32768),
+            extent(65536, 5000 + 65536, 66000 - 65536)
+        ]
+    );
+    assert_eq!(volume.tree().last(&root).expect("sound"), Some(all[2]));
+}
+
+#[test]
+fn a_written_extent_of_greatest_length_becomes_two() {
+    let volume = Volume::new(true);
+    let mut root = ExtentTree::empty_root();
+    volume
+        .insert(&mut root, extent(7, 5000, 32768))
+        .expect("space");
+    let mut handle = volume.journal.start(REWRITE_CREDITS_MIN).expect("starts");
+    let tree = volume.tree();
+    let all = (LogicalBlock(0), 100_000);
+    tree.mark_unwritten(&mut root, &mut handle, &volume.nodes, all.0, all.1)
+        .expect("space");
+    let lens: Vec<_> = volume
+        .extents(&root)
+        .iter()
+        .map(|e| (e.len, e.unwritten))
+        .collect();
+    assert_eq!(lens, [(32767, true), (1, true)]);
+    tree.mark_written(&mut root, &mut handle, &volume.nodes, all.0, all.1)
+        .expect("space");
+    assert_eq!(volume.extents(&root), [extent(7, 5000, 32768)]);
+}
+
+#[test]
+fn overlaps_and_impossible_extents_are_refused() {
+    let volume = Volume::new(true);
+    let mut root = sparse(&volume, 200);
+    for (bad, want) in [
+        (extent(10, 100, 1), "already exists"),
+        (extent(11, 100, 2), "already exists"),
+        (extent(167, 100, 2), "already exists"),
+        (extent(1001, 100, 0), "invalid argument"),
+        (extent(1001, 100, 32769), "invalid argument"),
+        (extent(1001, 0, 1), "invalid argument"),
+        (extent(1001, BLOCKS, 1), "invalid argument"),
+        (extent(u32::MAX, 100, 1), "file too large"),
+    ] {
+        assert_eq!(
+            volume
+                .insert(&mut root, bad)
+                .expect_err("refused")
+                .to_string(),
+            want
+        );
+    }
+    volume
+        .insert(&mut root, extent(u32::MAX - 1, 100, 1))
+        .expect("the last block");
+    assert_eq!(volume.extents(&root).len(), 201);
+}
+
+#[test]
+fn no_space_changes_nothing() {
+    let volume = Volume::new(true);
+    let mut root = sparse(&volume, 84 * 4);
+    let used = volume.nodes.0.lock().used.len() as u64;
+    volume.nodes.0.lock().limit = used;
+    let before = (root, volume.extents(&root));
+    let mut handle = volume.journal.start(REWRITE_CREDITS_MIN).expect("starts");
+    let tree = volume.tree();
+    let more = extent(3001, 9, 1);
+    let refused = tree.insert(&mut root, &mut handle, &volume.nodes, more, BlockNr(0));
+    assert!(matches!(refused, Err(Error::NoSpace)));
+    assert!(!handle.is_modified());
+    assert_eq!(before, (root, volume.extents(&root)));
+    volume.nodes.0.lock().limit = used + 1;
+    let refused = tree.insert(&mut root, &mut handle, &volume.nodes, more, BlockNr(0));
+    assert!(
+        matches!(refused, Err(Error::NoSpace)),
+        "a leaf and the root's content move"
+    );
+    volume.nodes.0.lock().limit = used + 2;
+    tree.insert(&mut root, &mut handle, &volume.nodes, more, BlockNr(0))
+        .expect("space");
+}
+
+#[test]
+fn marking_across_leaves_reserves_for_its_end_first() {
+    let volume = Volume::new(true);
+    let mut root = ExtentTree::empty_root();
+    for i in 0..84 * 2 {
+        let one = Extent {
+            unwritten: true,
+            ..extent(10 * i, 50 + 10 * u64::from(i), 4)
+        };
+        volume.insert(&mut root, one).expect("space");
+    }
+    let used = volume.nodes.0.lock().used.len() as u64;
+    let before = (root, volume.extents(&root));
+    // Begins and ends inside extents of two full leaves.
+    let (first, len) = (LogicalBlock(10 * 83 + 1), 10 * 84 + 1);
+    let tree = volume.tree();
+    for spare in 0..10 {
+        volume.nodes.0.lock().limit = used + spare;
+        let mut handle = volume.journal.start(200).expect("starts");
+        match tree.mark_written(&mut root, &mut handle, &volume.nodes, first, len) {
+            Err(error) => {
+                assert!(matches!(error, Error::NoSpace));
+                assert_eq!(
+                    before,
+                    (root, volume.extents(&root)),
+                    "with {spare} nodes to spare"
+                );
+            }
+            Ok(progress) => {
+                assert!(spare >= 2);
+                assert_eq!(progress.next, None);
+                assert_eq!(progress.nodes.added, 2);
+                volume.check(&root);
+                return;
+            }
+        }
+    }
+    panic!("never enough space");
+}
+
+#[test]
+fn removal_goes_on_where_credits_ended() {
+    let volume = Volume::new(true);
+    let mut root = ExtentTree::empty_root();
+    // Each in a group of its own.
+    for i in 0..300 {
+        volume
+            .insert(&mut root, extent(3 * i, 100 + 8192 * u64::from(i), 2))
+            .expect("space");
+    }
+    let (mut calls, mut next, mut runs) = (0, Some(LogicalBlock(0)), Vec::new());
+    while let Some(first) = next {
+        let mut handle = volume
+            .journal
+            .start(REWRITE_CREDITS_MIN + 40)
+            .expect("starts");
+        let last = LogicalBlock(u32::MAX);
+        let removed = volume
+            .tree()
+            .remove(&mut root, &mut handle, &volume.nodes, first, last)
+            .expect("ok");
+        assert!(!removed.runs.is_empty());
+        assert!(handle.credits() >= removed.runs.len() as u32 * NODE_CREDITS);
+        runs.extend(removed.runs);
+        next = removed.progress.next;
+        calls += 1;
+    }
+    assert!(calls > 2);
+    let want: Vec<Run> = (0..300)
+        .map(|i| Run {
+            start: BlockNr(100 + 8192 * i),
+            len: 2,
+        })
+        .collect();
+    assert_eq!(runs, want);
+    assert_eq!(root, ExtentTree::empty_root());
+    volume.check(&root);
+}
+
+#[test]
+fn a_long_extent_is_freed_group_by_group() {
+    let volume = Volume::new(true);
+    let mut root = ExtentTree::empty_root();
+    volume
+        .insert(&mut root, extent(0, 8000, 32768))
+        .expect("space");
+    let (mut next, mut freed) = (Some(LogicalBlock(0)), 0);
+    while let Some(first) = next {
+        let credits = step_credits(0) + KEPT_CREDITS + NODE_CREDITS;
+        let mut handle = volume.journal.start(credits).expect("starts");
+        let last = LogicalBlock(u32::MAX);
+        let removed = volume
+            .tree()
+            .remove(&mut root, &mut handle, &volume.nodes, first, last)
+            .expect("ok");
+        assert_eq!(removed.runs.len(), 1);
+        assert!(removed.runs[0].len <= 8192);
+        freed += removed.runs[0].len;
+        next = removed.progress.next;
+    }
+    assert_eq!(freed, 32768);
+    assert_eq!(root, ExtentTree::empty_root());
+}
+
+#[test]
+fn replace_needs_a_mapped_range() {
+    let volume = Volume::new(true);
+    let mut root = sparse(&volume, 3);
+    let mut handle = volume.journal.start(REWRITE_CREDITS_MIN).expect("starts");
+    let mut replace = |root: &mut Root, first, len, to| {
+        let first = LogicalBlock(first);
+        volume.tree().replace(
+            root,
+            &mut handle,
+            &volume.nodes,
+            first,
+            len,
+            BlockNr(to),
+            false,
+        )
+    };
+    assert!(matches!(replace(&mut root, 2, 2, 500), Err(Error::Invalid)));
+    assert!(matches!(
+        replace(&mut root, 2, 1, BLOCKS),
+        Err(Error::Invalid)
+    ));
+    let replaced = replace(&mut root, 2, 1, 500).expect("mapped");
+    assert_eq!(
+        replaced.old.as_slice(),
+        [Run {
+            start: BlockNr(12),
+            len: 1
+        }]
+    );
+    let map = volume.tree().map(&root, LogicalBlock(2), 9).expect("sound");
+    assert_eq!(
+        map,
+        Mapping::Mapped {
+            physical: BlockNr(500),
+            len: 1
+        }
+    );
+}
+
+/// Flips every bit of a root, a node and a leaf in turn: each read and change ends with an answer.
+#[test]
+fn damaged_nodes_are_reported() {
+    let volume = Volume::new(true);
+    let root = sparse(&volume, 84 * 6);
+    let mut blocks = Vec::new();
+    volume
+        .tree()
+        .for_each_node(&root, |nr| {
+            blocks.push(nr);
+            Ok(())
+        })
+        .expect("sound");
+    let device = MemoryDevice::new(BLOCKS * 1024);
+    for nr in &blocks {
+        device
+            .write_at(nr.0 * 1024, &volume.buffer(*nr).read())
+            .expect("memory");
+    }
+    for csum in [true, false] {
+        let geometry = geometry(csum);
+        for nr in [blocks[0], blocks[1]] {
+            for at in (0..60).chain(1000..1024) {
+                for bit in [0, 7] {
+                    let copy: Arc<dyn BlockDevice> = Arc::new(device.snapshot());
+                    let mut byte = [0];
+                    copy.read_at(nr.0 * 1024 + at, &mut byte).expect("memory");
+                    copy.write_at(nr.0 * 1024 + at, &[byte[0] ^ 1 << bit])
+                        .expect("memory");
+                    let seen = use_damaged(copy, &geometry, root);
+                    // eh_generation is not looked at; the tail is 4 bytes behind the entries.
+                    assert!(!csum || seen, "byte {at} bit {bit} of {nr} went unnoticed");
+                }
+            }
+        }
+        for at in 0..60 {
+            for bit in 0..8 {
+                let mut root = root;
+                root[at] ^= 1 << bit;
+                use_damaged(Arc::new(device.snapshot()), &geometry, root);
+            }
+        }
+    }
+}
+
+/// Uses a tree in all ways; answers whether some use reported damage.
+fn use_damaged(device: Arc<dyn BlockDevice>, geometry: &Geometry, mut root: Root) -> bool {
+    let cache = Arc::new(BufferCache::new(Arc::clone(&device), 1024, BLOCKS, 1 << 20));
+    let journal = Journal::open(device, Arc::clone(&cache), None);
+    let tree = ExtentTree::new(&cache, geometry, InodeNr(12), 77);
+    let volume = Volume::new(true);
+    let nodes = &LenientAllocator(volume.nodes.clone());
+    let is_damage = |error: &Error| matches!(error, Error::Corrupt(_));
+    let mut seen = false;
+    let walked = tree.for_each(&root, LogicalBlock(0), |_| Ok(ControlFlow::Continue(())));
+    seen |= walked.as_ref().is_err_and(is_damage);
+    for at in [0, 5, 167, 168, 169, 1000, u32::MAX] {
+        seen |= tree
+            .map(&root, LogicalBlock(at), u32::MAX)
+            .as_ref()
+            .is_err_and(is_damage);
+    }
+    let Ok(mut handle) = journal.start(1000) else {
+        return seen;
+    };
+    for at in [1, 169, 2001] {
+        let one = extent(at, 4000, 1);
+        let _ = tree.insert(&mut root, &mut handle, nodes, one, BlockNr(0));
+    }
+    let _ = tree.mark_unwritten(&mut root, &mut handle, nodes, LogicalBlock(3), 500);
+    let (first, last) = (LogicalBlock(2), LogicalBlock(u32::MAX));
+    let _ = tree.remove(&mut root, &mut handle, nodes, first, last);
+    seen
+}
+
+/// Lets nodes be freed that it does not know, as in damaged trees.
+struct LenientAllocator(FakeAllocator);
+
+impl NodeAllocator for LenientAllocator {
+    type Reservation = FakeReservation;
+
+    fn reserve_nodes(&self, count: u32, goal: BlockNr) -> Result<FakeReservation> {
+        self.0.reserve_nodes(count, goal)
+    }
+
+    fn allocate_node(&self, handle: &mut Handle<'_>, left: &mut FakeReservation) -> BlockNr {
+        self.0.allocate_node(handle, left)
+    }
+
+    fn free_node(&self, _: &mut Handle<'_>, _: BlockNr) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// What a block is mapped to.
+type Model = BTreeMap<u32, (u64, bool)>;
+
+#[derive(Clone, Debug)]
+enum Op {
+    Insert {
+        first: u32,
+        len: u32,
+        unwritten: bool,
+        joined: bool,
+    },
+    Remove {
+        first: u32,
+        len: u32,
+    },
+    Mark {
+        first: u32,
+        len: u32,
+        unwritten: bool,
+    },
+    Replace {
+        pick: usize,
+        unwritten: bool,
+    },
+    /// Every other block of a stretch, to make many entries.
+    Comb {
+        first: u32,
+        teeth: u32,
+    },
+    DropCaches,
+}
+
+const LOGICAL_RANGE: u32 = 6000;
+
+fn op() -> impl Strategy<Value = Op> {
+    let at = 0..LOGICAL_RANGE;
+    prop_oneof![
+        4 => (at.clone(), 1..40u32, any::<bool>(), any::<bool>()).prop_map(
+            |(first, len, unwritten, joined)| Op::Insert { first, len, unwritten, joined }
+        ),
+        3 => (at.clone(), prop_oneof![1..30u32, 30..3000u32])
+            .prop_map(|(first, len)| Op::Remove { first, len }),
+        3 => (at.clone(), prop_oneof![1..30u32, 30..3000u32], any::<bool>())
+            .prop_map(|(first, len, unwritten)| Op::Mark { first, len, unwritten }),
+        2 => (any::<usize>(), any::<bool>())
+            .prop_map(|(pick, unwritten)| Op::Replace { pick, unwritten }),
+        3 => (at, 50..400u32).prop_map(|(first, teeth)| Op::Comb { first, teeth }),
+        1 => Just(Op::DropCaches),
+    ]
+}
+
+/// A tree and its model.
+struct Pair {
+    volume: Volume,
+    root: Root,
+    model: Model,
+    next_physical: u64,
+    node_blocks: i64,
+}
+
+impl Pair {
+    fn physical(&mut self, len: u32) -> u64 {
+        self.next_physical += u64::from(len) + 1;
+        assert!(self.next_physical < NODES_START);
+        self.next_physical - u64::from(len)
+    }
+
+    fn insert(&mut self, first: u32, len: u32, unwritten: bool, joined: bool) {
+        let taken = (first..first + len).any(|block| self.model.contains_key(&block));
+        let before = first
+            .checked_sub(1)
+            .and_then(|block| self.model.get(&block));
+        let physical = match before {
+            Some((physical, _)) if joined => physical + 1,
+            _ => self.physical(len),
+        };
+        let new = Extent {
+            unwritten,
+            ..extent(first, physical, len)
+        };
+        match self.volume.insert(&mut self.root, new) {
+            Ok(change) => {
+                assert!(!taken);
+                self.node_blocks += change.net();
+                for i in 0..len {
+                    self.model
+                        .insert(first + i, (physical + u64::from(i), unwritten));
+                }
+            }
+            Err(error) => assert!(taken && matches!(error, Error::Exists)),
+        }
+    }
+
+    /// Runs a change to its end, in as many handles as it takes.
+    fn in_handles(
+        &mut self,
+        first: u32,
+        len: u32,
+        credits: u32,
+        mut one: impl FnMut(&mut Root, &mut Handle<'_>, &Volume, LogicalBlock, u32) -> Progress,
+    ) {
+        let end = first + len;
+        let mut next = Some(LogicalBlock(first));
+        while let Some(at) = next {
+            let mut handle = self.volume.journal.start(credits).expect("starts");
+            let progress = one(&mut self.root, &mut handle, &self.volume, at, end - at.0);
+            assert!(progress.next.is_none_or(|next| next > at && next.0 < end));
+            next = progress.next;
+            self.node_blocks += progress.nodes.net();
+        }
+    }
+
+    fn remove(&mut self, first: u32, len: u32) {
+        let mut removed = BTreeSet::new();
+        self.in_handles(
+            first,
+            len,
+            REWRITE_CREDITS_MIN,
+            |root, handle, volume, at, len| {
+                let last = LogicalBlock(at.0 + len - 1);
+                let done = volume
+                    .tree()
+                    .remove(root, handle, &volume.nodes, at, last)
+                    .expect("space");
+                for run in done.runs {
+                    removed.extend(run.start.0..run.end().0);
+                }
+                done.progress
+            },
+        );
+        let mut want = BTreeSet::new();
+        for block in first..first + len {
+            want.extend(self.model.remove(&block).map(|(physical, _)| physical));
+        }
+        assert_eq!(removed, want);
+    }
+
+    fn mark(&mut self, first: u32, len: u32, unwritten: bool) {
+        let credits = STEP_CREDITS_MAX + KEPT_CREDITS;
+        self.in_handles(first, len, credits, |root, handle, volume, at, len| {
+            let (tree, nodes) = (volume.tree(), &volume.nodes);
+            if unwritten {
+                tree.mark_unwritten(root, handle, nodes, at, len)
+                    .expect("space")
+            } else {
+                tree.mark_written(root, handle, nodes, at, len)
+                    .expect("space")
+            }
+        });
+        for (_, state) in self.model.range_mut(first..first + len) {
+            state.1 = unwritten;
+        }
+    }
+
+    /// Moves a stretch around some mapped block.
+    fn replace(&mut self, pick: usize, unwritten: bool) {
+        if self.model.is_empty() {
+            return;
+        }
+        let first = *self
+            .model
+            .keys()
+            .nth(pick % self.model.len())
+            .expect("in range");
+        let len = (first..)
+            .take_while(|block| self.model.contains_key(block))
+            .count();
+        let len = (len as u32).min(1 + pick as u32 % 64);
+        let physical = self.physical(len);
+        let mut old = Vec::new();
+        self.in_handles(
+            first,
+            len,
+            REWRITE_CREDITS_MIN,
+            |root, handle, volume, at, len| {
+                let to = BlockNr(physical + u64::from(at.0 - first));
+                let done = volume
+                    .tree()
+                    .replace(root, handle, &volume.nodes, at, len, to, unwritten)
+                    .expect("space");
+                old.extend(done.old.iter().flat_map(|run| run.start.0..run.end().0));
+                done.progress
+            },
+        );
+        let mut want = Vec::new();
+        for i in 0..len {
+            let new = (physical + u64::from(i), unwritten);
+            want.extend(
+                self.model
+                    .insert(first + i, new)
+                    .map(|(physical, _)| physical),
+            );
+        }
+        assert_eq!(old, want);
+    }
+
+    fn run(&mut self, op: &Op) {
+        match *op {
+            Op::Insert {
+                first,
+                len,
+                unwritten,
+                joined,
+            } => {
+                self.insert(first, len, unwritten, joined);
+            }
+            Op::Remove { first, len } => self.remove(first, len),
+            Op::Mark {
+                first,
+                len,
+                unwritten,
+            } => self.mark(first, len, unwritten),
+            Op::Replace { pick, unwritten } => self.replace(pick, unwritten),
+            Op::Comb { first, teeth } => {
+                for i in 0..teeth {
+                    self.insert(first + 2 * i, 1, false, false);
+                }
+            }
+            Op::DropCaches => {
+                let tid = self.volume.journal.running_tid();
+                self.volume.journal.commit(tid).expect("memory");
+                self.volume.cache.drop_clean();
+            }
+        }
+    }
+
+    fn compare(&self) {
+        self.volume.check(&self.root);
+        assert_eq!(
+            self.node_blocks,
+            self.volume.nodes.0.lock().used.len() as i64
+        );
+        let mut found = Model::new();
+        for extent in self.volume.extents(&self.root) {
+            for i in 0..extent.len {
+                let state = (extent.physical.0 + u64::from(i), extent.unwritten);
+                assert_eq!(found.insert(extent.logical.0 + i, state), None);
+            }
+        }
+        assert_eq!(found, self.model);
+        self.compare_maps();
+    }
+
+    /// `map` at every block says what the model says, to the end of what it claims.
+    fn compare_maps(&self) {
+        let mut at = 0;
+        while at < LOGICAL_RANGE {
+            let answer = self
+                .volume
+                .tree()
+                .map(&self.root, LogicalBlock(at), 50)
+                .expect("sound");
+            let (len, want): (u32, Option<(u64, bool)>) = match answer {
+                Mapping::Mapped { physical, len } => (len, Some((physical.0, false))),
+                Mapping::Unwritten { physical, len } => (len, Some((physical.0, true))),
+                Mapping::Hole { len } => (len, None),
+            };
+            assert!((1..=50).contains(&len));
+            for i in 0..len {
+                let want = want.map(|(physical, state)| (physical + u64::from(i), state));
+                assert_eq!(self.model.get(&(at + i)).copied(), want);
+            }
+            at += len;
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn a_tree_is_a_map(ops in prop::collection::vec(op(), 1..60), csum: bool) {
+        let mut pair = Pair {
+            volume: Volume::new(csum),
+            root: ExtentTree::empty_root(),
+            model: Model::new(),
+            next_physical: 10,
+            node_blocks: 0,
+        };
+        for op in &ops {
+            pair.run(op);
+            pair.compare();
+        }
+        pair.remove(0, 2 * LOGICAL_RANGE);
+        prop_assert_eq!(pair.root, ExtentTree::empty_root());
+        pair.compare();
+    }
+}
+
+/// Random single blocks over the whole range of logical blocks, in, and out again in another order.
+#[test]
+fn deep_trees_grow_and_shrink() {
+    let volume = Volume::new(true);
+    let mut root = ExtentTree::empty_root();
+    let count = 40_000u32;
+    // An odd multiplier visits all residues of a power of two once.
+    let place = |i: u32| i.wrapping_mul(2_654_435_761) >> 1;
+    let mut model = BTreeMap::new();
+    for i in 0..count {
+        let physical = 10 + 2 * u64::from(i);
+        volume
+            .insert(&mut root, extent(place(i), physical, 1))
+            .expect("space");
+        model.insert(place(i), physical);
+    }
+    volume.check(&root);
+    assert_eq!(volume.tree().root_node(&root).expect("sound").depth(), 3);
+    let found: BTreeMap<_, _> = volume
+        .extents(&root)
+        .iter()
+        .map(|e| (e.logical.0, e.physical.0))
+        .collect();
+    assert_eq!(found, model);
+    for i in (0..count)
+        .map(|i| i.wrapping_mul(7919) % count)
+        .collect::<BTreeSet<_>>()
+    {
+        let block = LogicalBlock(place(i));
+        let mut handle = volume.journal.start(REWRITE_CREDITS_MIN).expect("starts");
+        let removed = volume
+            .tree()
+            .remove(&mut root, &mut handle, &volume.nodes, block, block)
+            .expect("no space needed");
+        assert_eq!(removed.runs.len(), 1);
+        if i % 5000 == 0 {
+            volume.check(&root);
+        }
+    }
+    assert_eq!(root, ExtentTree::empty_root());
+    volume.check(&root);
+}
