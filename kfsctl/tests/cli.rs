@@ -1,0 +1,132 @@
+//! The command: what it prints and how it ends, against a daemon of cardboard.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::{Command, Output};
+
+const HELLO: &str = r#"{"protocol":"kfs-control","protocol_version":1,"version":"9.9","pid":1,"commands":["status"]}"#;
+
+/// Greets one client with `hello`, and answers each of its lines with `answer`.
+fn daemon(path: &Path, hello: &'static str, answer: &'static str) -> std::thread::JoinHandle<()> {
+    let listener = UnixListener::bind(path).unwrap();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        // The client may hang up at any time.
+        let _ = writeln!(stream, "{hello}");
+        let reader = BufReader::new(stream.try_clone().unwrap());
+        for line in reader.lines() {
+            if line.is_err() || writeln!(stream, "{answer}").is_err() {
+                break;
+            }
+        }
+    })
+}
+
+fn kfsctl(runtime_dir: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_kfsctl"))
+        .env("XDG_RUNTIME_DIR", runtime_dir)
+        .args(args)
+        .output()
+        .unwrap()
+}
+
+fn asked(hello: &'static str, answer: &'static str, args: &[&str]) -> (bool, String, String) {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("socket");
+    let served = daemon(&socket, hello, answer);
+    let args = [&["--socket", socket.to_str().unwrap()], args].concat();
+    let output = kfsctl(directory.path(), &args);
+    served.join().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (
+        output.status.success(),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
+const STATUS: &str = r#"{"id":1,"ok":{"daemon":{"version":"9.9","pid":1,"uptime_seconds":5.0},"volume":{"source":{"kind":"image","path":"/srv/disk.img"},"read_only":true},"sessions":[],"operations":[],"news":[1]}}"#;
+
+#[test]
+fn the_status_is_shown() {
+    let (is_well, out, err) = asked(HELLO, STATUS, &["status"]);
+    assert!(is_well, "{err}");
+    assert!(
+        out.contains("/srv/disk.img (read-only)") && out.contains("kfsd 9.9, pid 1"),
+        "{out}"
+    );
+    let (is_well, out, _) = asked(HELLO, STATUS, &["status", "--json"]);
+    assert!(is_well);
+    assert_eq!(out.lines().count(), 1);
+    let value: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(value["volume"]["source"]["path"], "/srv/disk.img");
+}
+
+#[test]
+fn refusals_and_nonsense_are_explained() {
+    let refusal =
+        r#"{"id":1,"error":{"code":"failed","message":"it is raining","hint":"take an umbrella"}}"#;
+    let (is_well, out, err) = asked(HELLO, refusal, &["status"]);
+    assert!(!is_well && out.is_empty());
+    assert!(
+        err.contains("it is raining") && err.contains("take an umbrella"),
+        "{err}"
+    );
+    let cases = [
+        (HELLO, "gibberish", "cannot be read"),
+        (HELLO, r#"{"id":1,"ok":{"volume":7}}"#, "cannot be read"),
+        ("SSH-2.0-OpenSSH_9.2", "", "does not speak"),
+        (
+            r#"{"protocol":"kfs-control","protocol_version":2,"version":"","pid":1,"commands":[]}"#,
+            "",
+            "version 2",
+        ),
+        (
+            r#"{"error":{"code":"busy","message":"too many clients"}}"#,
+            "",
+            "too many clients",
+        ),
+    ];
+    for (hello, answer, part) in cases {
+        let (is_well, _, err) = asked(hello, answer, &["status"]);
+        assert!(!is_well && err.contains(part), "{hello} {answer}: {err}");
+    }
+}
+
+#[test]
+fn missing_daemons_are_told_apart() {
+    let directory = tempfile::tempdir().unwrap();
+    let failed = |args: &[&str], part: &str| {
+        let output = kfsctl(directory.path(), args);
+        let err = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            !output.status.success() && err.contains(part),
+            "{args:?}: {err}"
+        );
+    };
+    let socket = directory.path().join("kfsd.sock");
+    let socket = socket.to_str().unwrap();
+    failed(&["--socket", socket, "status"], "is kfsd running?");
+    drop(UnixListener::bind(socket).unwrap());
+    failed(&["--socket", socket, "status"], "is gone");
+    failed(&["status", "--no-such-option"], "--no-such-option");
+    failed(&[], "Usage");
+}
+
+#[test]
+fn the_only_daemon_is_found() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::create_dir(directory.path().join("kfs")).unwrap();
+    let served = daemon(&directory.path().join("kfs/kfsd-1.sock"), HELLO, STATUS);
+    let output = kfsctl(directory.path(), &["status"]);
+    let out = String::from_utf8(output.stdout).unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    // Another daemon of this machine may be running: then the choice is the user's.
+    assert!(
+        out.contains("/srv/disk.img") || err.contains("kfsd-1.sock"),
+        "{out}{err}"
+    );
+    served.join().unwrap();
+}
