@@ -34,6 +34,90 @@ pub enum Corrupt {
         /// The group.
         group: GroupNr,
     },
+    /// A number in a group descriptor cannot be.
+    #[error("group {group}: descriptor field {field} has the impossible value {value}")]
+    GroupField {
+        /// The group.
+        group: GroupNr,
+        /// Kernel name of the field.
+        field: &'static str,
+        /// Its value.
+        value: u64,
+    },
+    /// A group's block bitmap does not match its checksum.
+    #[error("group {group}: block bitmap checksum mismatch")]
+    BlockBitmapChecksum {
+        /// The group.
+        group: GroupNr,
+    },
+    /// A group's block bitmap shows fixed metadata as free.
+    #[error("group {group}: block bitmap shows metadata block {block} as free")]
+    BlockBitmapMetadata {
+        /// The group.
+        group: GroupNr,
+        /// First such block.
+        block: BlockNr,
+    },
+    /// A group's block bitmap and descriptor disagree on the number of free blocks.
+    #[error("group {group}: {bitmap} blocks free in the bitmap, {descriptor} in the descriptor")]
+    BlockBitmapCount {
+        /// The group.
+        group: GroupNr,
+        /// Clear bits.
+        bitmap: u32,
+        /// Count in the descriptor.
+        descriptor: u32,
+    },
+    /// A group's inode bitmap does not match its checksum.
+    #[error("group {group}: inode bitmap checksum mismatch")]
+    InodeBitmapChecksum {
+        /// The group.
+        group: GroupNr,
+    },
+    /// A group's inode bitmap and descriptor disagree on the number of free inodes.
+    #[error("group {group}: {bitmap} inodes free in the bitmap, {descriptor} in the descriptor")]
+    InodeBitmapCount {
+        /// The group.
+        group: GroupNr,
+        /// Clear bits.
+        bitmap: u32,
+        /// Count in the descriptor.
+        descriptor: u32,
+    },
+    /// A run named by a file covers the volume's fixed metadata.
+    #[error("blocks from {start}, {len} of them, cover fixed metadata")]
+    RunInMetadata {
+        /// First block of the run.
+        start: BlockNr,
+        /// Length in blocks.
+        len: u32,
+    },
+    /// A run to be freed has blocks that are not in use.
+    #[error("blocks from {start}, {len} of them, are to be freed but not all in use")]
+    RunNotInUse {
+        /// First block of the run.
+        start: BlockNr,
+        /// Length in blocks.
+        len: u32,
+    },
+    /// An inode to be freed is free.
+    #[error("inode {inode} is to be freed but not in use")]
+    InodeNotInUse {
+        /// The inode.
+        inode: InodeNr,
+    },
+    /// An inode to be freed is one of the reserved ones.
+    #[error("inode {inode} is reserved and cannot be freed")]
+    InodeReserved {
+        /// The inode.
+        inode: InodeNr,
+    },
+    /// A directory is to be freed in a group that counts none.
+    #[error("inode {inode} is a directory but its group counts none")]
+    NoDirectoriesInGroup {
+        /// The inode.
+        inode: InodeNr,
+    },
     /// An inode's checksum does not match.
     #[error("inode {inode}: checksum mismatch")]
     InodeChecksum {

@@ -1,6 +1,7 @@
 //! An ext4-compatible file system in user space.
 #![forbid(unsafe_code)]
 
+pub mod allocator;
 pub mod checksum;
 mod corrupt;
 pub mod dir;

@@ -5,8 +5,14 @@
 
 pub mod dev_fuse;
 mod dev_fuse_mount;
+mod guest_buffers;
 mod mount_options;
+mod socket;
+pub mod vhost_user;
+mod worker;
 
 pub use dev_fuse::{FuseMount, MountStopper};
 pub use dev_fuse_mount::MountError;
 pub use mount_options::{MountOptions, OptionError};
+pub use socket::{Socket, SocketError};
+pub use vhost_user::{DeviceError, DeviceOptions, VhostUserServer, VhostUserStopper};

@@ -1,0 +1,283 @@
+//! The allocator: free blocks and inodes.
+//!
+//! ```text
+//!   reserve          in memory: the blocks are busy, nobody else gets them     may fail, no handle
+//!   allocate         on disk, with a handle: bits, counters, checksums         cannot fail
+//!   free             on disk at once; busy in memory until the commit          fails before a change
+//!   drop             of a reservation: what was not allocated may be had again
+//! ```
+//!
+//! Reserving may read bitmaps and needs no handle, so it comes before `Journal::start` or, for
+//! tree blocks, while the operation is still being planned.
+//!
+//! [`Error::NoSpace`](crate::Error::NoSpace) while [`Allocator::pending_blocks`] is not 0 may be
+//! cured by a commit: callers without a handle commit and try once more.
+//!
+//! A group whose bitmap or descriptor contradicts itself is logged, reported by
+//! [`Allocator::damage`] and not touched any more; the others go on being used.
+
+mod bitmap;
+mod blocks;
+mod fixed;
+mod groups;
+mod inodes;
+mod pending;
+mod placement;
+mod reservation;
+
+#[cfg(test)]
+mod tests;
+
+use crate::corrupt::Corrupt;
+use crate::error::Result;
+use crate::ids::{BlockNr, GroupNr, InodeNr, Run};
+use crate::layout::Geometry;
+use crate::storage::{BufferCache, CommitObserver, Handle};
+use groups::GroupTable;
+pub use inodes::InodeReservation;
+pub use reservation::Reservation;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// Credits of [`Allocator::allocate`]: bitmap and descriptor.
+pub const ALLOCATE_CREDITS: u32 = 2;
+
+/// Credits of [`Allocator::allocate_inode`]: both bitmaps, descriptor, new blocks of the table, of
+/// which the inode's own is one.
+pub const ALLOCATE_INODE_CREDITS: u32 = 3 + inodes::FRESH_TABLE_BLOCKS_MAX;
+
+/// Credits of [`Allocator::free_inode`]: bitmap and descriptor.
+pub const FREE_INODE_CREDITS: u32 = 2;
+
+/// What is asked of [`Allocator::reserve`].
+#[derive(Clone, Copy, Debug)]
+pub struct BlockRequest {
+    /// Where the run should begin; any number will do.
+    pub goal: BlockNr,
+    /// Blocks wanted.
+    pub len: u32,
+    /// Whether the blocks kept for root may be taken.
+    pub privileged: bool,
+}
+
+/// The figures that the superblock repeats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FreeCounts {
+    /// Free blocks on disk.
+    pub blocks: u64,
+    /// Free inodes on disk.
+    pub inodes: u32,
+}
+
+/// Free blocks and inodes of a volume.
+pub struct Allocator {
+    table: Arc<GroupTable>,
+}
+
+impl Allocator {
+    /// Reads the group descriptors. Bitmaps are read when they are first needed.
+    ///
+    /// # Errors
+    /// When the device fails. Damaged descriptors are no error, see [`Allocator::damage`].
+    pub fn open(cache: Arc<BufferCache>, geometry: Geometry) -> Result<Self> {
+        Ok(Self {
+            table: Arc::new(GroupTable::open(cache, geometry)?),
+        })
+    }
+
+    /// To be told of commits: without it freed blocks are never handed out again.
+    #[must_use]
+    pub fn observer(&self) -> Arc<dyn CommitObserver> {
+        Arc::clone(&self.table) as _
+    }
+
+    /// Declares blocks that are in use but of no file (those of the journal): files that claim them
+    /// are corrupt. The first call counts, later ones do nothing.
+    pub fn protect(&self, runs: &[Run]) {
+        self.table.protect(runs);
+    }
+
+    /// The first damage found in descriptors or bitmaps: the volume wants e2fsck.
+    #[must_use]
+    pub fn damage(&self) -> Option<Corrupt> {
+        self.table.damage()
+    }
+
+    /// Promises 1 to `request.len` contiguous blocks: as many as there are in a run, as near to the
+    /// goal as possible. Large requests get runs aligned to 2 MiB where there are any.
+    ///
+    /// # Errors
+    /// `NoSpace`; `Io` when no group could be read that had space.
+    pub fn reserve(&self, request: BlockRequest) -> Result<Reservation> {
+        self.table.reserve(request)
+    }
+
+    /// Puts the first `len` blocks of a reservation in use. Needs [`ALLOCATE_CREDITS`].
+    ///
+    /// # Panics
+    /// When `len` is 0 or more than is reserved.
+    pub fn allocate(
+        &self,
+        handle: &mut Handle<'_>,
+        reservation: &mut Reservation,
+        len: u32,
+    ) -> Run {
+        self.table.allocate(handle, reservation, len)
+    }
+
+    /// Frees blocks. They are free on disk with the handle's transaction and handed out again when
+    /// it has committed. Needs [`Allocator::free_credits`].
+    ///
+    /// # Errors
+    /// `Corrupt` when a block is outside the volume, fixed metadata, or free; then nothing changed.
+    pub fn free(&self, handle: &mut Handle<'_>, run: Run) -> Result<()> {
+        self.table.free(handle, run)
+    }
+
+    /// Credits of [`Allocator::free`] for a run of `len` blocks.
+    #[must_use]
+    pub fn free_credits(&self, len: u32) -> u32 {
+        2 * (len / self.table.geometry.blocks_per_group + 2)
+    }
+
+    /// Whether blocks may belong to a file: inside the volume and not fixed metadata.
+    #[must_use]
+    pub fn is_valid_data_run(&self, run: Run) -> bool {
+        self.table.check_data_run(run).is_ok()
+    }
+
+    /// Like [`Allocator::is_valid_data_run`], saying what is wrong.
+    ///
+    /// # Errors
+    /// `Corrupt::BlockOutside`, `Corrupt::RunInMetadata`.
+    pub fn check_data_run(&self, run: Run) -> Result<()> {
+        self.table.check_data_run(run)
+    }
+
+    /// Whether all blocks of a run are in use on disk.
+    ///
+    /// # Errors
+    /// `Corrupt` for a run that no file can have and for damaged groups, `Io`.
+    pub fn is_allocated(&self, run: Run) -> Result<bool> {
+        self.table.is_allocated(run)
+    }
+
+    /// Promises an inode. Directories are placed by Orlov's rules, others near their parent.
+    ///
+    /// # Errors
+    /// `NoSpace`; `Io`; `Corrupt::InodeOutside` for an impossible parent.
+    pub fn reserve_inode(&self, parent: InodeNr, is_directory: bool) -> Result<InodeReservation> {
+        self.table.reserve_inode(parent, is_directory)
+    }
+
+    /// Puts a promised inode in use; its bytes in the table are still those of its last life, or
+    /// zeros. Needs [`ALLOCATE_INODE_CREDITS`].
+    pub fn allocate_inode(
+        &self,
+        handle: &mut Handle<'_>,
+        reservation: InodeReservation,
+    ) -> InodeNr {
+        self.table.allocate_inode(handle, reservation)
+    }
+
+    /// Frees an inode. Needs [`FREE_INODE_CREDITS`].
+    ///
+    /// # Errors
+    /// `Corrupt` when the inode is reserved, free, or a directory where the group has none; `Io`.
+    /// Then nothing changed.
+    pub fn free_inode(
+        &self,
+        handle: &mut Handle<'_>,
+        inode: InodeNr,
+        is_directory: bool,
+    ) -> Result<()> {
+        self.table.free_inode(handle, inode, is_directory)
+    }
+
+    /// Whether an inode is in use on disk.
+    ///
+    /// # Errors
+    /// `Corrupt` for a number outside the volume and for damaged groups, `Io`.
+    pub fn is_inode_allocated(&self, inode: InodeNr) -> Result<bool> {
+        self.table.is_inode_allocated(inode)
+    }
+
+    /// Block of the inode table that holds an inode, and the inode's offset in it.
+    ///
+    /// # Errors
+    /// `Corrupt` for a number outside the volume and where the group's descriptor is damaged.
+    pub fn inode_block(&self, inode: InodeNr) -> Result<(BlockNr, usize)> {
+        let (group, index) = self.table.geometry.inode_location(inode)?;
+        let (block, offset) = self.table.geometry.inode_table_offset(index);
+        Ok((self.table.inode_table(group)?.plus(block.into()), offset))
+    }
+
+    /// Goal for the first blocks of an inode.
+    #[must_use]
+    pub fn data_goal(&self, inode: InodeNr, is_directory: bool) -> BlockNr {
+        self.table.data_goal(inode, is_directory)
+    }
+
+    /// What the superblock is to say.
+    #[must_use]
+    pub fn free_counts(&self) -> FreeCounts {
+        let totals = &self.table.totals;
+        FreeCounts {
+            blocks: totals.free_blocks.load(Relaxed),
+            inodes: u32::try_from(totals.free_inodes.load(Relaxed)).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// Blocks that are free and not promised, those waiting for a commit included (statfs).
+    #[must_use]
+    pub fn free_blocks(&self) -> u64 {
+        let available = self.table.totals.available_blocks.load(Relaxed);
+        available.max(0) as u64 + self.pending_blocks()
+    }
+
+    /// Freed blocks that wait for a commit.
+    #[must_use]
+    pub fn pending_blocks(&self) -> u64 {
+        self.table.pending.blocks()
+    }
+
+    /// Inodes that are free and not promised.
+    #[must_use]
+    pub fn free_inodes(&self) -> u64 {
+        self.table.totals.available_inodes.load(Relaxed).max(0) as u64
+    }
+
+    /// Directories on the volume.
+    #[must_use]
+    pub fn directories(&self) -> u64 {
+        self.table.totals.directories.load(Relaxed)
+    }
+
+    /// Blocks that only privileged requests may take.
+    #[must_use]
+    pub fn privileged_blocks(&self) -> u64 {
+        self.table.totals.privileged_blocks.load(Relaxed)
+    }
+
+    /// Changes [`Allocator::privileged_blocks`], which the superblock sets first.
+    pub fn set_privileged_blocks(&self, count: u64) {
+        let count = count.min(self.table.geometry.blocks_count);
+        self.table.totals.privileged_blocks.store(count, Relaxed);
+    }
+
+    /// Number of block groups.
+    #[must_use]
+    pub fn groups_count(&self) -> u32 {
+        self.table.geometry.groups_count
+    }
+
+    /// Blocks of a group that may be handed out, and the longest run there can be.
+    #[must_use]
+    pub fn group_space(&self, group: GroupNr) -> (u32, u32) {
+        let group = self.table.group(group);
+        (
+            group.available_blocks.load(Relaxed),
+            group.run_max.load(Relaxed),
+        )
+    }
+}

@@ -1,0 +1,1 @@
+//! Tests of the allocator against models and e2fsprogs.
