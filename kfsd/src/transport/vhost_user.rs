@@ -344,3 +344,7 @@ fn hang_up(error: vhost_user_backend::Error) -> Result<(), vhost_user_backend::E
         error => Err(error),
     }
 }
+
+#[cfg(test)]
+#[path = "vhost_user_tests.rs"]
+mod tests;
