@@ -6,6 +6,7 @@
 //! not; so the thread keeps the right to override the host's check while it acts for a user.
 
 use crate::fuse::Result;
+use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use rustix::thread::{
@@ -29,6 +30,10 @@ impl ActingUser {
             changed_gid: false,
             changed_uid: false,
         };
+        // All ones mean "unchanged" to the host: the file would be root's.
+        if [uid, gid, supplementary_group.unwrap_or(0)].contains(&u32::MAX) {
+            return Err(Errno::INVAL);
+        }
         if !rustix::process::geteuid().is_root() {
             return Ok(acting);
         }

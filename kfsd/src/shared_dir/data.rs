@@ -335,7 +335,7 @@ impl Session {
             };
             let name = entry.file_name().to_bytes();
             let next = entry.next_entry_cookie();
-            let kind = (entry.file_type().as_raw_mode() >> 12) as u8;
+            let kind = d_type(entry.file_type());
             let added = if !entries.wants_entries() {
                 entries.add(entry.ino(), next, kind, name)
             } else if !entries.fits(name) {
@@ -367,7 +367,15 @@ impl Session {
         }
         let mut entry = Entry::default();
         entry.attr.ino = ino;
-        entry.attr.mode = kind.as_raw_mode();
+        entry.attr.mode = u32::from(d_type(kind)) << 12;
         entry
+    }
+}
+
+/// The type of an entry as getdents(2) has it; 0 where the host does not say.
+fn d_type(kind: FileType) -> u8 {
+    match kind {
+        FileType::Unknown => 0,
+        kind => (kind.as_raw_mode() >> 12) as u8,
     }
 }
