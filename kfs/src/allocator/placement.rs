@@ -36,9 +36,14 @@ impl<F: Fn(u32) -> Figures> Volume<F> {
     }
 
     /// For a directory in the root: the flex group with the fewest directories of those that have
-    /// at least average room, searched from `start` on.
+    /// about average room or more, searched from `start` on.
     pub(super) fn spread(&self, start: u32) -> Option<u32> {
-        let average = self.average;
+        // On a new volume the superblock's copies make all the difference: they do not count.
+        let average = Figures {
+            free_inodes: self.average.free_inodes / 8 * 7,
+            free_blocks: self.average.free_blocks / 8 * 7,
+            ..self.average
+        };
         self.from(start % self.count)
             .filter(|(_, figures)| {
                 figures.free_inodes > 0

@@ -1,1 +1,0 @@
-//! Tests of the allocator against models and e2fsprogs.
