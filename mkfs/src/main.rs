@@ -1,2 +1,126 @@
-//! The mkfs command.
-fn main() {}
+//! The mkfs command: opens or makes the image, refuses what must not be overwritten, formats.
+#![forbid(unsafe_code)]
+
+mod args;
+
+use anyhow::{Context, Result, bail};
+use args::Args;
+use clap::Parser;
+use kfs_disk::{BlockDevice, FileDevice};
+use mkfs::{Content, Options};
+use std::io::{ErrorKind, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+fn main() -> ExitCode {
+    env_logger::init();
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("mkfs: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    let mut options = args.options()?;
+    let start = Instant::now();
+    let (device, is_new) = match open(args, &mut options)? {
+        Target::Device(device, is_new) => (device, is_new),
+        Target::Absent(size) => return say_plan(args, &options, size, 512),
+    };
+    if args.dry_run {
+        return say_plan(args, &options, device.size_bytes(), device.sector_size());
+    }
+    let report = mkfs::format(&device, &options);
+    if report.is_err() && is_new {
+        // A file that holds nothing would only be in the way of the next try.
+        let _ = std::fs::remove_file(&args.device);
+    }
+    let report = report.with_context(|| format!("{}", args.device.display()))?;
+    let mut text = format!("Created file system with {report}");
+    if args.verbose {
+        text += &format!(
+            "Features: {}\nWritten: {} KiB in {} ms\n",
+            report.features.join(" "),
+            report.bytes_written / 1024,
+            start.elapsed().as_millis()
+        );
+    }
+    say(args, &text)
+}
+
+fn say(args: &Args, text: &str) -> Result<()> {
+    if args.quiet {
+        return Ok(());
+    }
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // Whoever reads has seen enough.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("standard output"),
+    }
+}
+
+fn say_plan(args: &Args, options: &Options, size: u64, sector_size: u32) -> Result<()> {
+    let report = mkfs::dry_run(options, size, sector_size)?;
+    say(args, &format!("Would create file system with {report}"))
+}
+
+/// What the file system is to be made on.
+enum Target {
+    /// A device, and whether it was made just now.
+    Device(FileDevice, bool),
+    /// A file that is not there and, in a dry run, is not made: only its size.
+    Absent(u64),
+}
+
+fn open(args: &Args, options: &mut Options) -> Result<Target> {
+    let path = &args.device;
+    if !path.exists() {
+        let Some(size) = options.size_bytes else {
+            bail!(
+                "{} does not exist; give a size to create it",
+                path.display()
+            );
+        };
+        // Bad options must not leave an empty file behind.
+        mkfs::dry_run(options, size, 512).with_context(|| format!("{}", path.display()))?;
+        if args.dry_run {
+            return Ok(Target::Absent(size));
+        }
+        options.content = Content::Zeros;
+        return Ok(Target::Device(FileDevice::create(path, size)?, true));
+    }
+    let mut device = if args.dry_run {
+        FileDevice::open_read_only(path)?
+    } else {
+        FileDevice::open(path)?
+    };
+    refuse_used(&device, path, args.force || args.dry_run)?;
+    let size = device.size_bytes();
+    let wanted = options.size_bytes.unwrap_or(size);
+    if device.is_block_device() {
+        // The tables of a large disk would take minutes; Linux zeroes them after the first mount.
+        options.lazy_inode_tables |= !args.sets_lazy_inode_tables();
+    } else if wanted > size {
+        if args.dry_run {
+            return Ok(Target::Absent(wanted));
+        }
+        mkfs::dry_run(options, wanted, 512).with_context(|| format!("{}", path.display()))?;
+        device
+            .resize(wanted)
+            .with_context(|| format!("making {} larger", path.display()))?;
+    }
+    Ok(Target::Device(device, false))
+}
+
+/// Refuses to overwrite what is recognised.
+fn refuse_used(device: &FileDevice, path: &Path, force: bool) -> Result<()> {
+    let found = mkfs::probe(device).with_context(|| format!("reading {}", path.display()))?;
+    match found {
+        Some(what) if !force => bail!("{} holds {what}; use -F to overwrite it", path.display()),
+        _ => Ok(()),
+    }
+}
