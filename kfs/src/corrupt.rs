@@ -136,6 +136,82 @@ pub enum Corrupt {
         /// The inode number.
         inode: InodeNr,
     },
+    /// A block of attributes does not begin like one.
+    #[error("attribute block {block}: wrong magic")]
+    XattrBlockMagic {
+        /// The block.
+        block: BlockNr,
+    },
+    /// Attributes claim more or fewer blocks than one.
+    #[error("attribute block {block}: has {blocks} blocks instead of one")]
+    XattrBlockLength {
+        /// The block.
+        block: BlockNr,
+        /// The length found.
+        blocks: u32,
+    },
+    /// The count of inodes that share a block of attributes is impossible.
+    #[error("attribute block {block}: impossible count of inodes {count}")]
+    XattrBlockCount {
+        /// The block.
+        block: BlockNr,
+        /// The count found.
+        count: u32,
+    },
+    /// The checksum of a block of attributes does not match.
+    #[error("attribute block {block}: checksum mismatch")]
+    XattrBlockChecksum {
+        /// The block.
+        block: BlockNr,
+    },
+    /// An attribute's entry or name reaches beyond the end of its area or block.
+    #[error("inode {inode}: attribute entry at {offset} is not terminated")]
+    XattrEntryOutside {
+        /// The inode.
+        inode: InodeNr,
+        /// Offset in the area or block.
+        offset: usize,
+    },
+    /// An attribute's name contains a NUL.
+    #[error("inode {inode}: attribute entry at {offset} has a NUL in its name")]
+    XattrName {
+        /// The inode.
+        inode: InodeNr,
+        /// Offset in the area or block.
+        offset: usize,
+    },
+    /// An attribute's value lies among the entries or beyond the end.
+    #[error("inode {inode}: attribute value of {size} bytes at {offset} is out of place")]
+    XattrValueOutside {
+        /// The inode.
+        inode: InodeNr,
+        /// Offset in the area or block.
+        offset: usize,
+        /// Length of the value.
+        size: u32,
+    },
+    /// Two attributes claim the same bytes for their values.
+    #[error("inode {inode}: attribute values overlap at {offset}")]
+    XattrValuesOverlap {
+        /// The inode.
+        inode: InodeNr,
+        /// Offset in the area or block.
+        offset: usize,
+    },
+    /// An attribute's value in an inode of its own is longer than any can be.
+    #[error("inode {inode}: attribute value of {size} bytes")]
+    XattrValueSize {
+        /// The inode that has the attribute.
+        inode: InodeNr,
+        /// The length found.
+        size: u32,
+    },
+    /// The stored ACL of an inode cannot be read.
+    #[error("inode {inode}: damaged ACL")]
+    XattrAcl {
+        /// The inode.
+        inode: InodeNr,
+    },
     /// A field of the journal's superblock has a value that no journal can have.
     #[error("journal superblock field {field} has the impossible value {value:#x}")]
     JournalSuperblockField {

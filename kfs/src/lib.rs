@@ -11,6 +11,7 @@ mod ids;
 pub mod layout;
 pub mod storage;
 mod time;
+pub mod xattr;
 
 pub use corrupt::Corrupt;
 pub use error::{Error, IoOp, ReadOnlyReason, Result};
