@@ -20,6 +20,10 @@ pub(crate) struct Target {
     /// Control socket of the kfsd to ask
     #[arg(long, value_name = "PATH", global = true)]
     pub(crate) socket: Option<PathBuf>,
+
+    /// Image to look at; if a kfsd serves it, that one is asked
+    #[arg(long, value_name = "IMAGE", global = true)]
+    pub(crate) image: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]

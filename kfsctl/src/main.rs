@@ -2,10 +2,12 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod image;
 mod render;
 
 use args::{Cli, Command};
 use clap::Parser;
+use image::ImageStatus;
 use kfsctl::{Client, ClientError, Status};
 use std::io::Write;
 use std::process::ExitCode;
@@ -33,9 +35,14 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
 }
 
 fn status(cli: &Cli) -> anyhow::Result<Status> {
-    let mut client = match &cli.target.socket {
-        Some(path) => Client::connect(path)?,
-        None => Client::find()?,
+    let target = &cli.target;
+    let mut client = match (&target.socket, &target.image) {
+        (Some(path), _) => Client::connect(path)?,
+        (None, Some(path)) => match image::status(path)? {
+            ImageStatus::Idle(status) => return Ok(*status),
+            ImageStatus::ServedBy(socket) => Client::connect(&socket)?,
+        },
+        (None, None) => Client::find()?,
     };
     Ok(client.status()?)
 }

@@ -3,7 +3,8 @@
 use indicatif::{HumanBytes, HumanCount, HumanDuration};
 use kfsctl::Status;
 use kfsctl::status::{
-    Cache, Features, OperationStatus, SessionStatus, Source, TransportKind, VolumeStatus,
+    Cache, Features, Journal, OperationStatus, SessionStatus, Source, TransportKind, VolumeState,
+    VolumeStatus,
 };
 use std::fmt::{Display, Write};
 use std::path::Path;
@@ -58,6 +59,16 @@ fn volume(page: &mut Page, volume: &VolumeStatus) {
         text.push(')');
     }
     page.line(label, text);
+    if let Some(state) = volume.state {
+        let text = match state {
+            VolumeState::Clean => "clean",
+            VolumeState::NeedsRecovery => "its journal is to be replayed",
+            VolumeState::NotClean => "not closed in order; e2fsck is due",
+            VolumeState::HasErrors => "has errors; e2fsck is due",
+            VolumeState::Unknown => "unknown",
+        };
+        page.line("state", text);
+    }
     if let Some(name) = volume.label.as_deref().filter(|name| !name.is_empty()) {
         page.line("label", safe(name));
     }
@@ -69,20 +80,7 @@ fn volume(page: &mut Page, volume: &VolumeStatus) {
         page.line("features", feature_names(features));
     }
     if let Some(journal) = &volume.journal {
-        let used = percent(journal.used_bytes, journal.size_bytes);
-        let mut text = format!("{}, {used} used", HumanBytes(journal.size_bytes));
-        match journal.running_tid {
-            Some(tid) => text.push_str(&format!("; transaction {tid} running")),
-            None => text.push_str("; no transaction running"),
-        }
-        text.push_str(&format!(
-            ", {} committed, {} checkpointed",
-            journal.committed_tid, journal.checkpointed_tid
-        ));
-        if journal.needs_recovery {
-            text.push_str("; needs recovery");
-        }
-        page.line("journal", text);
+        page.line("journal", journal_text(journal));
     }
     for cache in &volume.caches {
         page.line("cache", cache_text(cache));
@@ -100,6 +98,27 @@ fn volume(page: &mut Page, volume: &VolumeStatus) {
         );
         page.line("device", text);
     }
+}
+
+fn journal_text(journal: &Journal) -> String {
+    let mut text = HumanBytes(journal.size_bytes).to_string();
+    if let Some(used) = journal.used_bytes {
+        text.push_str(&format!(", {} used", percent(used, journal.size_bytes)));
+    }
+    let tids = [
+        ("running", journal.running_tid),
+        ("committed", journal.committed_tid),
+        ("checkpointed", journal.checkpointed_tid),
+    ];
+    for (what, tid) in tids {
+        if let Some(tid) = tid {
+            text.push_str(&format!(", transaction {tid} {what}"));
+        }
+    }
+    if journal.needs_recovery {
+        text.push_str(", to be replayed");
+    }
+    text
 }
 
 fn room(page: &mut Page, volume: &VolumeStatus) {
@@ -237,7 +256,7 @@ fn safe(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kfsctl::status::{DaemonStatus, Inodes, Journal, Space};
+    use kfsctl::status::{DaemonStatus, Inodes, Space};
 
     #[test]
     fn a_full_status_reads_well() {

@@ -44,6 +44,9 @@ pub struct VolumeStatus {
     /// Why, when they are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub read_only_reason: Option<String>,
+    /// Whether the image is whole; for an image that is served, as it would be after a crash.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<VolumeState>,
     /// Label of the file system.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
@@ -68,6 +71,23 @@ pub struct VolumeStatus {
     /// What the daemon did to the device.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<Device>,
+}
+
+/// What an image needs before it can be trusted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VolumeState {
+    /// Nothing.
+    Clean,
+    /// Its journal is to be replayed, which whoever mounts it does.
+    NeedsRecovery,
+    /// A check: it was not closed, and has no journal to replay.
+    NotClean,
+    /// A check: an error was found while it was in use.
+    HasErrors,
+    /// A state of a newer daemon.
+    #[serde(other)]
+    Unknown,
 }
 
 /// Where a volume lies.
@@ -139,21 +159,24 @@ pub struct Features {
     pub ro_compat: Vec<String>,
 }
 
-/// State of the journal.
+/// State of the journal. What only a daemon knows is absent for an idle image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Journal {
     /// Size of the log.
     pub size_bytes: u64,
     /// Part of it that recovery would need.
-    pub used_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub used_bytes: Option<u64>,
     /// Transaction that takes changes, if one is open.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub running_tid: Option<u32>,
     /// Newest transaction that a crash cannot undo.
-    pub committed_tid: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub committed_tid: Option<u32>,
     /// Newest transaction whose blocks are all in place.
-    pub checkpointed_tid: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpointed_tid: Option<u32>,
     /// Whether recovery is needed before the image is consistent.
     pub needs_recovery: bool,
 }

@@ -130,3 +130,70 @@ fn the_only_daemon_is_found() {
     );
     served.join().unwrap();
 }
+
+#[test]
+fn an_idle_image_is_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("disk.img");
+    std::fs::File::create(&image)
+        .unwrap()
+        .set_len(64 << 20)
+        .unwrap();
+    let made = Command::new("mke2fs")
+        .args([
+            "-q", "-t", "ext4", "-b", "1024", "-N", "4096", "-L", "a label",
+        ])
+        .arg(&image)
+        .status()
+        .unwrap();
+    assert!(made.success(), "mke2fs (package e2fsprogs) is needed");
+    let args = ["--image", image.to_str().unwrap(), "status"];
+    let output = kfsctl(directory.path(), &args);
+    let out = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    for part in [
+        "a label",
+        "clean",
+        "blocks of 1.00 KiB",
+        "of 4,096 used",
+        "extent",
+        "not in use",
+    ] {
+        assert!(out.contains(part), "{part:?} is not in\n{out}");
+    }
+    let output = kfsctl(directory.path(), &["status", "--json", "--image", args[1]]);
+    let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(value["volume"]["state"], "clean");
+    assert_eq!(value["volume"]["journal"]["size_bytes"], 4 << 20);
+    assert!(value["daemon"].is_null());
+}
+
+#[test]
+fn what_is_no_image_is_told_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    std::fs::write(path("empty"), "").unwrap();
+    std::fs::write(path("text"), "text ".repeat(10_000)).unwrap();
+    let failed = |name: &str, part: &str| {
+        let image = path(name);
+        let output = kfsctl(
+            directory.path(),
+            &["--image", image.to_str().unwrap(), "status"],
+        );
+        let err = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            !output.status.success() && err.contains(part),
+            "{name}: {err}"
+        );
+    };
+    failed("missing", "no such file");
+    failed("empty", "too small");
+    failed("text", "magic");
+    failed(".", "is a directory");
+    let both = ["--image", "x", "--socket", "y", "status"];
+    assert!(!kfsctl(directory.path(), &both).status.success());
+}
