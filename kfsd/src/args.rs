@@ -59,8 +59,12 @@ pub struct Args {
 
     /// Request queues for each virtual machine; each has a thread of its own
     #[arg(long, value_name = "COUNT", default_value_t = 1, help_heading = "To whom",
-          value_parser = clap::value_parser!(u16).range(1..=64))]
+          value_parser = clap::value_parser!(u16).range(1..=63))]
     pub num_request_queues: u16,
+
+    /// When a virtual machine has gone, wait for the next one
+    #[arg(long, help_heading = "To whom")]
+    pub keep_listening: bool,
 
     /// How much the users' kernels may cache
     #[arg(long, value_name = "MODE", help_heading = "Behaviour")]

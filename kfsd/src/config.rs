@@ -253,6 +253,8 @@ pub struct Config {
     pub tag: Option<String>,
     /// Request queues a virtual machine.
     pub request_queues: u16,
+    /// Whether a socket waits for the next virtual machine when one has gone.
+    pub keep_listening: bool,
     /// Caching.
     pub cache: CachePolicy,
     /// Delayed writes.
@@ -320,6 +322,7 @@ impl TryFrom<Args> for Config {
             mount_options,
             tag: args.tag,
             request_queues: args.num_request_queues,
+            keep_listening: args.keep_listening,
             cache: args.cache.map_or_else(CachePolicy::default, CacheArg::into),
             writeback: args.writeback,
             readdirplus: !args.no_readdirplus,

@@ -10,7 +10,10 @@ use crate::metrics::{Metrics, User};
 use crate::sandbox;
 use crate::shared_dir::{SharedDir, SharedDirConfig};
 use crate::shutdown::{Event, Events};
-use crate::transport::dev_fuse::{FuseMount, MountStopper};
+use crate::sys;
+use crate::transport::{
+    DeviceOptions, FuseMount, MountStopper, Socket, VhostUserServer, VhostUserStopper,
+};
 use crate::volume::{Volume, VolumeError};
 use kfsctl::protocol::{ErrorCode, Request, RequestError};
 use kfsctl::status::{DaemonStatus, TransportKind};
@@ -23,6 +26,8 @@ use std::thread::JoinHandle;
 
 /// Open files wanted where nothing else is said.
 const OPEN_FILES: u64 = 1_000_000;
+/// Name of the volume for a guest, where nothing else is said. Most monitors have their own.
+const DEFAULT_TAG: &str = "kfs";
 
 /// Serves until the end. Returns whether all went well.
 pub fn run(config: &Config) -> Result<bool, VolumeError> {
@@ -145,13 +150,25 @@ fn raise_open_files(wanted: Option<u64>) {
 
 /// An endpoint that is open, before its thread runs.
 enum Opened {
-    Mount { path: PathBuf, mount: FuseMount },
+    Mount {
+        path: PathBuf,
+        mount: FuseMount,
+    },
+    Socket {
+        path: PathBuf,
+        server: VhostUserServer,
+    },
 }
 
 /// An endpoint that is served.
 struct Running {
-    stopper: MountStopper,
+    stopper: Stopper,
     thread: JoinHandle<()>,
+}
+
+enum Stopper {
+    Mount(MountStopper),
+    Socket(VhostUserStopper),
 }
 
 fn open_endpoint(
@@ -178,20 +195,48 @@ fn open_endpoint(
                 mount,
             })
         }
-        Endpoint::Socket(_) | Endpoint::Fd(_) => Err("vhost-user is not part of this build".into()),
+        Endpoint::Socket(path) => {
+            let socket = Socket::bind(path)?;
+            if let Some(group) = config.socket_group {
+                socket.set_group(group)?;
+            }
+            open_socket(config, socket, path.clone(), volume)
+        }
+        Endpoint::Fd(number) => {
+            let socket = Socket::from_fd(sys::inherited_fd(*number)?)?;
+            open_socket(config, socket, format!("fd {number}").into(), volume)
+        }
     }
+}
+
+fn open_socket(
+    config: &Config,
+    socket: Socket,
+    path: PathBuf,
+    volume: &Arc<dyn Volume>,
+) -> Result<Opened, VolumeError> {
+    let options = DeviceOptions {
+        tag: config.tag.clone().unwrap_or_else(|| DEFAULT_TAG.into()),
+        request_queues: config.request_queues,
+        once: !config.keep_listening,
+    };
+    let server = VhostUserServer::new(volume.new_session()?, socket, options)?;
+    log::info!("waiting for a virtual machine at {}", path.display());
+    Ok(Opened::Socket { path, server })
 }
 
 impl Opened {
     fn session(&self) -> &Arc<Session> {
         match self {
             Self::Mount { mount, .. } => mount.session(),
+            Self::Socket { server, .. } => server.session(),
         }
     }
 
     fn describe(&self, config: &Config) -> User {
         let (transport, endpoint) = match self {
             Self::Mount { path, .. } => (TransportKind::DevFuse, path.clone()),
+            Self::Socket { path, .. } => (TransportKind::VhostUser, path.clone()),
         };
         let tag = config
             .tag
@@ -206,30 +251,37 @@ impl Opened {
     }
 
     fn start(self, index: usize, events: Sender<Event>) -> Result<Running, VolumeError> {
-        match self {
-            Self::Mount { path, mount } => {
-                let stopper = mount.stopper();
-                let thread = std::thread::Builder::new()
-                    .name("mount".into())
-                    .spawn(move || {
-                        let problem = mount
-                            .run()
-                            .err()
-                            .map(|error| format!("serving {} failed: {error}", path.display()));
-                        // Main may have stopped to listen: it is ending.
-                        let _ = events.send(Event::Gone(index, problem));
-                    })?;
-                Ok(Running { stopper, thread })
-            }
-        }
+        let (stopper, path, serve): (_, _, Box<dyn FnOnce() -> Result<(), VolumeError> + Send>) =
+            match self {
+                Self::Mount { path, mount } => {
+                    let stopper = Stopper::Mount(mount.stopper());
+                    (stopper, path, Box::new(move || Ok(mount.run()?)))
+                }
+                Self::Socket { path, server } => {
+                    let stopper = Stopper::Socket(server.stopper());
+                    (stopper, path, Box::new(move || Ok(server.run()?)))
+                }
+            };
+        let thread = std::thread::Builder::new()
+            .name("endpoint".into())
+            .spawn(move || {
+                let failed = |error| format!("serving {} failed: {error}", path.display());
+                let problem = serve().err().map(failed);
+                // Main may have stopped to listen: it is ending.
+                let _ = events.send(Event::Gone(index, problem));
+            })?;
+        Ok(Running { stopper, thread })
     }
 }
 
 impl Running {
     fn stop(self) {
-        self.stopper.stop();
+        match &self.stopper {
+            Stopper::Mount(stopper) => stopper.stop(),
+            Stopper::Socket(stopper) => stopper.stop(),
+        }
         if self.thread.join().is_err() {
-            log::error!("the thread of a mount has failed");
+            log::error!("the thread of a user has failed");
         }
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -60,6 +60,19 @@ impl Socket {
             listener,
             file: Some((path.into(), metadata.dev(), metadata.ino())),
         })
+    }
+
+    /// Lets a group connect.
+    pub fn set_group(&self, group: u32) -> Result<(), SocketError> {
+        let Some((path, _, _)) = &self.file else {
+            return Ok(());
+        };
+        let failed = |source| SocketError::Io {
+            path: path.clone(),
+            source,
+        };
+        std::os::unix::fs::lchown(path, None, Some(group)).map_err(failed)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o660)).map_err(failed)
     }
 
     /// Uses a socket that somebody else made to listen, as libvirt and systemd do.
@@ -142,6 +155,10 @@ mod tests {
         let error = Socket::bind(&path).unwrap_err();
         assert!(matches!(error, SocketError::InUse(_)), "{error}");
         UnixStream::connect(&path).unwrap();
+        socket
+            .set_group(rustix::process::getegid().as_raw())
+            .unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o660);
         drop(socket);
         assert!(!path.exists());
 
