@@ -444,4 +444,69 @@ pub enum Corrupt {
         /// The inode.
         inode: InodeNr,
     },
+    /// The size of a symbolic link is more than can be its target.
+    #[error("inode {inode}: a symbolic link cannot have {size} bytes")]
+    SymlinkSize {
+        /// The link.
+        inode: InodeNr,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// The orphan list has a loop, or names an inode that cannot be an orphan.
+    #[error("the orphan list is damaged at inode {inode}")]
+    OrphanList {
+        /// Where.
+        inode: InodeNr,
+    },
+    /// A block of the orphan file has no magic number or a wrong checksum.
+    #[error("block {block} is no block of an orphan file")]
+    OrphanBlock {
+        /// The block.
+        block: BlockNr,
+    },
+    /// A block of a directory, or of another file that must have none, is a hole.
+    #[error("inode {inode}: block {block} is a hole")]
+    DirectoryHole {
+        /// The directory.
+        inode: InodeNr,
+        /// Block within it.
+        block: u32,
+    },
+    /// Inode 2 is not a directory.
+    #[error("the root inode is not a directory")]
+    RootNotDirectory,
+    /// An inode that holds the value of an attribute is too short.
+    #[error("inode {inode}: shorter than the attribute value it holds")]
+    XattrInode {
+        /// The inode of the value.
+        inode: InodeNr,
+    },
+    /// The device ends before the volume does.
+    #[error("the image is truncated: the file system has {wanted} bytes, the device {found}")]
+    Truncated {
+        /// Size of the volume in bytes.
+        wanted: u64,
+        /// Size of the device in bytes.
+        found: u64,
+    },
+    /// The device has no room for a superblock.
+    #[error("too small for a file system: {bytes} bytes")]
+    TooSmall {
+        /// Size of the device in bytes.
+        bytes: u64,
+    },
+    /// A directory entry names an inode that is not in use.
+    #[error("directory {directory}: an entry names inode {inode}, which is free")]
+    EntryOfFreeInode {
+        /// The directory.
+        directory: InodeNr,
+        /// The inode named.
+        inode: InodeNr,
+    },
+    /// A directory is among its own ancestors.
+    #[error("directory {inode} is above itself")]
+    DirectoryLoop {
+        /// The directory.
+        inode: InodeNr,
+    },
 }

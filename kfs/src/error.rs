@@ -83,6 +83,9 @@ pub enum Error {
         /// Names of the features as mke2fs writes them, separated by commas.
         names: String,
     },
+    /// The journal has to be replayed, and the device takes no writes.
+    #[error("the image was not closed and its journal must be replayed: open it writable once")]
+    NeedsRecovery,
     /// What is on disk contradicts the format.
     #[error(transparent)]
     Corrupt(#[from] Corrupt),

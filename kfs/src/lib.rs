@@ -7,14 +7,27 @@ mod corrupt;
 pub mod dir;
 mod error;
 pub mod extent;
+mod file;
+mod fs;
 mod ids;
+mod inode;
 pub mod layout;
+mod ops;
 pub mod storage;
 mod time;
+pub mod volume;
 pub mod xattr;
 
 pub use corrupt::Corrupt;
+pub use dir::ListedEntry;
 pub use error::{Error, IoOp, ReadOnlyReason, Result};
+pub use file::{
+    DataSink, DataSource, SeekTarget, SliceSink, SliceSource, SpaceChange, WriteOptions,
+};
+pub use fs::{Filesystem, MountOptions, SpaceStatus, Status, read_superblock};
 pub use ids::{BlockNr, GroupNr, InodeNr, LogicalBlock, Run, Tid};
+pub use inode::{Attr, Inode, SetAttr, TimeChange};
 pub use layout::{Access, FileType, Geometry, InodeFlags};
+pub use ops::{NewNode, RenameMode};
 pub use time::{Clock, FixedClock, SystemClock, Timestamp};
+pub use xattr::{SetMode, XattrName};

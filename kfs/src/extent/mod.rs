@@ -25,6 +25,7 @@ mod indirect;
 mod insert;
 mod iterate;
 mod node;
+mod nodes;
 mod path;
 mod remove;
 mod rewrite;

@@ -53,6 +53,11 @@ impl LogArea {
         area
     }
 
+    /// Its runs, in log order.
+    pub fn runs(&self) -> impl Iterator<Item = Run> + '_ {
+        self.runs.iter().map(|(_, run)| *run)
+    }
+
     /// Blocks in the area.
     #[must_use]
     pub fn len(&self) -> u32 {

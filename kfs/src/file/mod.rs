@@ -1,0 +1,94 @@
+//! The content of regular files: read, write, truncate, fallocate, seek.
+//!
+//! Data goes between the caller's buffers and the device at the extent's offset. New blocks are
+//! reserved in memory, written, and only then entered into the file by a handle: a crash at any
+//! instant shows either the old mapping or the new one with its data, never somebody else's bytes.
+//!
+//! Beyond the end of a file its last block holds zeros: writes fill up the blocks that they add,
+//! and a truncate to the middle of a block moves the block (see `truncate.rs`).
+
+mod data;
+mod fallocate;
+mod read;
+mod seek;
+mod truncate;
+mod write;
+
+pub use data::{DataSink, DataSource, SliceSink, SliceSource};
+pub use fallocate::SpaceChange;
+pub use seek::SeekTarget;
+pub use write::WriteOptions;
+
+use crate::error::{Error, Result};
+use crate::ids::LogicalBlock;
+use crate::inode::orphan::Orphans;
+use crate::inode::{Inode, InodeTable};
+use crate::volume::Volume;
+use std::sync::Arc;
+
+/// Blocks that a file can have: the last block number, 2^32 - 1, is not used.
+const FILE_BLOCKS_MAX: u64 = u32::MAX as u64;
+
+/// A view on a regular file's content.
+#[derive(Clone, Copy)]
+pub(crate) struct File<'a> {
+    volume: &'a Volume,
+    inodes: &'a InodeTable,
+    orphans: &'a Orphans,
+    inode: &'a Arc<Inode>,
+}
+
+impl<'a> File<'a> {
+    /// The content of `inode`.
+    #[must_use]
+    pub(crate) fn new(
+        volume: &'a Volume,
+        inodes: &'a InodeTable,
+        orphans: &'a Orphans,
+        inode: &'a Arc<Inode>,
+    ) -> Self {
+        Self {
+            volume,
+            inodes,
+            orphans,
+            inode,
+        }
+    }
+
+    /// Largest size of a file on this volume, in bytes.
+    #[must_use]
+    pub(crate) fn size_max(volume: &Volume) -> u64 {
+        // Offsets are signed in all interfaces above.
+        (FILE_BLOCKS_MAX << volume.geometry.block_size_bits).min(i64::MAX as u64)
+    }
+
+    /// The block that holds byte `offset`.
+    fn block_of(self, offset: u64) -> Result<LogicalBlock> {
+        let block = offset >> self.volume.geometry.block_size_bits;
+        u32::try_from(block)
+            .ok()
+            .filter(|block| u64::from(*block) < FILE_BLOCKS_MAX)
+            .map(LogicalBlock)
+            .ok_or(Error::FileTooLarge)
+    }
+
+    /// How far `offset` is into its block, in bytes.
+    fn within_block(self, offset: u64) -> u64 {
+        offset & (self.volume.block_size() - 1)
+    }
+
+    /// Blocks from the one that holds `first` to the one that holds the byte before `end`.
+    fn blocks_spanned(self, first: u64, end: u64) -> u32 {
+        let bits = self.volume.geometry.block_size_bits;
+        let count = (end.saturating_sub(1) >> bits).saturating_sub(first >> bits) + 1;
+        u32::try_from(count).unwrap_or(u32::MAX)
+    }
+
+    fn check_range(self, offset: u64, len: u64) -> Result<u64> {
+        let end = offset.checked_add(len).ok_or(Error::FileTooLarge)?;
+        if end > Self::size_max(self.volume) {
+            return Err(Error::FileTooLarge);
+        }
+        Ok(end)
+    }
+}

@@ -1,0 +1,188 @@
+//! Changing the size of a file, and taking blocks away.
+
+use super::File;
+use super::write::{CREDITS_RUN, WriteOptions};
+use crate::allocator::{BlockRequest, Reservation};
+use crate::error::{Error, Result};
+use crate::extent::{LOGICAL_END, Mapping, REWRITE_CREDITS_MIN};
+use crate::ids::LogicalBlock;
+use crate::inode::{CREDITS_INODE, InodeState, Removal};
+use crate::layout::inode::InodeFlags;
+use crate::storage::Handle;
+use std::io::{IoSlice, IoSliceMut};
+
+/// Credits for one step of taking blocks away: the more, the more it takes away at once.
+const REMOVAL_CREDITS: u32 = 512;
+
+/// A new block for the last, now partial, block of a file: the part that stays, and zeros.
+///
+/// Zeroing the rest in place would destroy data that a crash brings back with the old size.
+struct Tail {
+    logical: LogicalBlock,
+    reservation: Reservation,
+}
+
+impl File<'_> {
+    /// Makes the file `size` bytes long: cuts it, or adds a hole.
+    ///
+    /// The change of size is one transaction, whatever the file's length: if the blocks cannot be
+    /// freed in the same one, the inode is an orphan until they are, and recovery goes on.
+    ///
+    /// # Errors
+    /// `FileTooLarge`, `ReadOnly`, `Io`, `Corrupt`.
+    pub(crate) fn set_size(self, size: u64, options: WriteOptions) -> Result<()> {
+        self.check_range(size, 0)?;
+        let _io = self.inode.io.write();
+        self.inode.drop_preallocation();
+        let before = self.inode.size_bytes();
+        if size > before {
+            self.zero_tail(size)?;
+        }
+        let tail = if size < before {
+            self.plan_tail(size)?
+        } else {
+            None
+        };
+        if size >= before {
+            return self.volume.transact(CREDITS_INODE, |handle| {
+                self.inode.update(self.volume, handle, |state, handle| {
+                    self.grow(state, handle, size);
+                    self.stamp_change(state, options);
+                });
+                Ok(())
+            });
+        }
+        self.cut(size, tail, options)
+    }
+
+    /// Copies what stays of the block that `size` falls into to a new block. `None` when no block is
+    /// cut, or when the volume is full: then the rest of the block was zeroed in place.
+    fn plan_tail(self, size: u64) -> Result<Option<Tail>> {
+        let within = self.within_block(size);
+        if within == 0 {
+            return Ok(None);
+        }
+        let logical = self.block_of(size)?;
+        let Mapping::Mapped { physical, .. } = self.inode.map(self.volume, logical, 1)? else {
+            return Ok(None);
+        };
+        self.inode.check_extents()?;
+        let rest = self.volume.block_size() - within;
+        let reservation = match self.volume.allocator.reserve(BlockRequest {
+            goal: physical,
+            len: 1,
+            privileged: true,
+        }) {
+            Ok(reservation) => reservation,
+            Err(Error::NoSpace) => {
+                self.volume.zero_data(physical, within, rest)?;
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        let mut block = vec![0; self.volume.block_size() as usize];
+        let kept = &mut block[..within as usize];
+        self.volume
+            .read_data(physical, 0, &mut [IoSliceMut::new(kept)])?;
+        self.volume
+            .write_data(reservation.run().start, 0, &[IoSlice::new(&block)])?;
+        Ok(Some(Tail {
+            logical,
+            reservation,
+        }))
+    }
+
+    fn move_tail(self, handle: &mut Handle<'_>, mut tail: Tail) -> Result<()> {
+        self.inode.update(self.volume, handle, |state, handle| {
+            let physical = tail.reservation.run().start;
+            state.replace_block(self.volume, self.inode, handle, tail.logical, physical)?;
+            self.volume
+                .allocator
+                .allocate(handle, &mut tail.reservation, 1);
+            Ok(())
+        })
+    }
+
+    fn cut(self, size: u64, mut tail: Option<Tail>, options: WriteOptions) -> Result<()> {
+        self.inode.check_extents()?;
+        let first = size.div_ceil(self.volume.block_size());
+        // The tail moves in a step of its own before the size changes: the file is the same after it.
+        if let Some(tail) = tail.take() {
+            let credits = CREDITS_INODE + CREDITS_RUN + REWRITE_CREDITS_MIN;
+            self.volume
+                .transact(credits, |handle| self.move_tail(handle, tail))?;
+        }
+        let mut is_first = true;
+        loop {
+            let is_done = self.volume.transact(self.removal_credits(), |handle| {
+                if is_first {
+                    self.inode.update(self.volume, handle, |state, handle| {
+                        state.fields_mut().set_size_bytes(size);
+                        state.mark_data_changed(handle);
+                        self.stamp_change(state, options);
+                    });
+                }
+                let removal = self
+                    .inode
+                    .remove_blocks(self.volume, handle, first, LOGICAL_END)?;
+                match removal {
+                    Removal::Done => self.orphans.remove(self.volume, handle, self.inode),
+                    Removal::More => self.orphans.add(self.volume, handle, self.inode),
+                }
+                Ok(removal == Removal::Done)
+            })?;
+            is_first = false;
+            if is_done {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Finishes what a crash interrupted: frees all blocks beyond the size.
+    ///
+    /// # Errors
+    /// `Io`, `Corrupt`, `ReadOnly`.
+    pub(crate) fn finish_truncate(self) -> Result<()> {
+        let _io = self.inode.io.write();
+        self.cut(self.inode.size_bytes(), None, WriteOptions::default())
+    }
+
+    /// Frees all blocks, without a change of size. The inode must be an orphan.
+    ///
+    /// # Errors
+    /// `Io`, `Corrupt`, `ReadOnly`.
+    pub(crate) fn free_all(self) -> Result<()> {
+        self.inode.drop_preallocation();
+        if !self
+            .inode
+            .state()
+            .fields()
+            .flags()
+            .contains(InodeFlags::EXTENTS)
+        {
+            let credits = self.volume.journal.credits_max();
+            return self.volume.transact(credits, |handle| {
+                self.inode.remove_indirect(self.volume, handle)
+            });
+        }
+        while self.volume.transact(self.removal_credits(), |handle| {
+            self.inode
+                .remove_blocks(self.volume, handle, 0, LOGICAL_END)
+        })? == Removal::More
+        {}
+        Ok(())
+    }
+
+    pub(super) fn removal_credits(self) -> u32 {
+        REMOVAL_CREDITS.min(self.volume.journal.credits_max())
+    }
+
+    pub(super) fn stamp_change(self, state: &mut InodeState, options: WriteOptions) {
+        let now = self.volume.now();
+        state.fields_mut().set_mtime(now);
+        state.fields_mut().set_ctime(now);
+        if options.kill_privileges {
+            state.kill_suid_sgid();
+        }
+    }
+}

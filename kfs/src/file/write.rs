@@ -1,0 +1,357 @@
+//! Writing file data.
+//!
+//! What is mapped and written is overwritten in place, many threads at a time. What is not takes the
+//! allocation lock: blocks are reserved, written, and entered into the file by a handle.
+
+use super::{DataSource, File};
+use crate::allocator::{BlockRequest, Reservation};
+use crate::error::{Error, Result};
+use crate::extent::{Extent, Mapping, REWRITE_CREDITS_MIN};
+use crate::ids::{BlockNr, LogicalBlock};
+use crate::inode::{CREDITS_INODE, InodeState, Preallocation};
+use crate::storage::Handle;
+use std::io::IoSlice;
+
+/// Blocks asked for ahead of a growing file, at the most.
+const AHEAD_BLOCKS_MAX: u64 = 2048;
+
+/// Metadata blocks that an allocation of one run touches: bitmap and descriptor.
+pub(super) const CREDITS_RUN: u32 = 2;
+
+/// Who writes, as far as it matters here.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WriteOptions {
+    /// Clear set-user-id and set-group-id bits.
+    pub kill_privileges: bool,
+    /// May use the blocks reserved for root.
+    pub privileged: bool,
+    /// Write at the end of the file, whatever the offset says.
+    pub append: bool,
+}
+
+impl File<'_> {
+    /// Writes `len` bytes of `source` at `offset` and returns how many bytes were written: fewer
+    /// only when the volume is full.
+    ///
+    /// # Errors
+    /// `NoSpace` when not a single byte could be written, `FileTooLarge`, `ReadOnly`, `Io`,
+    /// `Corrupt`.
+    pub(crate) fn write(
+        self,
+        offset: u64,
+        len: usize,
+        source: &mut dyn DataSource,
+        options: WriteOptions,
+    ) -> Result<usize> {
+        if let Some(reason) = self.volume.read_only() {
+            return Err(Error::ReadOnly { reason });
+        }
+        if len == 0 {
+            return Ok(0);
+        }
+        let _io = self.inode.io.read();
+        if options.append {
+            let mut ahead = self.inode.allocation.lock();
+            let end = self.inode.size_bytes();
+            return self.write_allocating(&mut ahead, end, len, source, options);
+        }
+        let end = self.check_range(offset, len as u64)?;
+        if end <= self.inode.size_bytes() && self.is_written(offset, end)? {
+            self.overwrite(offset, end, source)?;
+            self.touch(options)?;
+            return Ok(len);
+        }
+        let mut ahead = self.inode.allocation.lock();
+        self.write_allocating(&mut ahead, offset, len, source, options)
+    }
+
+    /// Whether all of a range is mapped and written.
+    fn is_written(self, offset: u64, end: u64) -> Result<bool> {
+        let mut logical = self.block_of(offset)?;
+        let mut left = self.blocks_spanned(offset, end);
+        while left > 0 {
+            let Mapping::Mapped { len, .. } = self.inode.map(self.volume, logical, left)? else {
+                return Ok(false);
+            };
+            left -= len;
+            logical = logical.checked_plus(len).ok_or(Error::FileTooLarge)?;
+        }
+        Ok(true)
+    }
+
+    fn overwrite(self, offset: u64, end: u64, source: &mut dyn DataSource) -> Result<()> {
+        let mut at = offset;
+        while at < end {
+            let logical = self.block_of(at)?;
+            let mapping = self
+                .inode
+                .map(self.volume, logical, self.blocks_spanned(at, end))?;
+            // Blocks are taken away only with the io lock held exclusively.
+            let Mapping::Mapped { physical, len } = mapping else {
+                return Err(Error::Invalid);
+            };
+            at += self.write_mapped(physical, len, at, end, source)?;
+        }
+        Ok(())
+    }
+
+    /// Writes into blocks that hold data already, and returns the number of bytes.
+    fn write_mapped(
+        self,
+        physical: BlockNr,
+        len: u32,
+        at: u64,
+        end: u64,
+        source: &mut dyn DataSource,
+    ) -> Result<u64> {
+        let within = self.within_block(at);
+        let bytes = (u64::from(len) * self.volume.block_size() - within).min(end - at);
+        source.take(bytes as usize, &mut |bufs| {
+            self.volume.write_data(physical, within, bufs)
+        })?;
+        Ok(bytes)
+    }
+
+    /// Carries times and cleared bits of an overwrite into the inode.
+    fn touch(self, options: WriteOptions) -> Result<()> {
+        self.volume.transact(CREDITS_INODE, |handle| {
+            self.inode.update(self.volume, handle, |state, _| {
+                self.stamp_change(state, options)
+            });
+            Ok(())
+        })
+    }
+
+    fn write_allocating(
+        self,
+        ahead: &mut Preallocation,
+        offset: u64,
+        len: usize,
+        source: &mut dyn DataSource,
+        options: WriteOptions,
+    ) -> Result<usize> {
+        self.inode.check_extents()?;
+        let end = self.check_range(offset, len as u64)?;
+        self.zero_tail(offset)?;
+        let mut at = offset;
+        while at < end {
+            match self.write_piece(ahead, at, end, source, options) {
+                Ok(bytes) => at += bytes,
+                Err(Error::NoSpace) if at > offset => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((at - offset) as usize)
+    }
+
+    /// Writes as far as one extent, one hole or one run of new blocks goes.
+    fn write_piece(
+        self,
+        ahead: &mut Preallocation,
+        at: u64,
+        end: u64,
+        source: &mut dyn DataSource,
+        options: WriteOptions,
+    ) -> Result<u64> {
+        let logical = self.block_of(at)?;
+        let wanted = self.blocks_spanned(at, end);
+        match self.inode.map(self.volume, logical, wanted)? {
+            Mapping::Mapped { physical, len } => {
+                let bytes = self.write_mapped(physical, len, at, end, source)?;
+                self.volume.transact(CREDITS_INODE, |handle| {
+                    self.inode.update(self.volume, handle, |state, handle| {
+                        self.grow(state, handle, at + bytes);
+                        self.stamp_change(state, options);
+                    });
+                    Ok(())
+                })?;
+                Ok(bytes)
+            }
+            Mapping::Unwritten { physical, len } => {
+                let bytes = self.write_fresh(physical, len, at, end, source)?;
+                self.enter_written(
+                    logical,
+                    self.blocks_spanned(at, at + bytes),
+                    at + bytes,
+                    options,
+                )?;
+                Ok(bytes)
+            }
+            Mapping::Hole { len } => {
+                let mut reservation = self.reserve(ahead, logical, len.min(wanted), at, options)?;
+                let run = reservation.run();
+                let usable = run.len.min(len).min(wanted);
+                let bytes = self.write_fresh(run.start, usable, at, end, source)?;
+                self.enter(&mut reservation, logical, usable, at + bytes, options)?;
+                ahead.next = logical.checked_plus(usable).unwrap_or(logical);
+                ahead.reservation = (!reservation.is_empty()).then_some(reservation);
+                Ok(bytes)
+            }
+        }
+    }
+
+    /// Writes into blocks whose content means nothing yet: what the write does not cover of its
+    /// first and last block is zeroed.
+    fn write_fresh(
+        self,
+        physical: BlockNr,
+        len: u32,
+        at: u64,
+        end: u64,
+        source: &mut dyn DataSource,
+    ) -> Result<u64> {
+        let block_size = self.volume.block_size();
+        let within = self.within_block(at);
+        let bytes = (u64::from(len) * block_size - within).min(end - at);
+        let filled = within + bytes;
+        let tail = filled.next_multiple_of(block_size) - filled;
+        if within == 0 && tail == 0 {
+            source.take(bytes as usize, &mut |bufs| {
+                self.volume.write_data(physical, 0, bufs)
+            })?;
+            return Ok(bytes);
+        }
+        let (head_zeros, tail_zeros) = (vec![0; within as usize], vec![0; tail as usize]);
+        source.take(bytes as usize, &mut |bufs| {
+            // One call for zeros and data, as blocks are mostly small and calls are not free.
+            let mut all: Vec<IoSlice<'_>> = Vec::with_capacity(bufs.len() + 2);
+            all.push(IoSlice::new(&head_zeros));
+            all.extend(bufs.iter().map(|buf| IoSlice::new(buf)));
+            all.push(IoSlice::new(&tail_zeros));
+            self.volume.write_data(physical, 0, &all)
+        })?;
+        Ok(bytes)
+    }
+
+    /// Blocks for a hole at `logical`: those reserved ahead where they fit, else new ones, with some
+    /// ahead when the file grows at its end.
+    fn reserve(
+        self,
+        ahead: &mut Preallocation,
+        logical: LogicalBlock,
+        wanted: u32,
+        at: u64,
+        options: WriteOptions,
+    ) -> Result<Reservation> {
+        let kept = ahead.reservation.take();
+        if let Some(reservation) = kept
+            && ahead.next == logical
+        {
+            return Ok(reservation);
+        }
+        let size = self.inode.size_bytes();
+        let mut len = wanted;
+        if at >= size && size > 0 {
+            let grown = (size >> self.volume.geometry.block_size_bits).min(AHEAD_BLOCKS_MAX);
+            len = len.saturating_add(u32::try_from(grown).unwrap_or(0));
+        }
+        let goal = self.inode.goal(self.volume, logical)?;
+        self.reserve_run(goal, len, options.privileged)
+    }
+
+    /// Reserves blocks; when none are free, first takes back what other files keep ahead, then
+    /// commits so that what was freed may be used again.
+    pub(super) fn reserve_run(
+        self,
+        goal: BlockNr,
+        len: u32,
+        privileged: bool,
+    ) -> Result<Reservation> {
+        let request = BlockRequest {
+            goal,
+            len,
+            privileged,
+        };
+        match self.volume.allocator.reserve(request) {
+            Err(Error::NoSpace) => {}
+            other => return other,
+        }
+        self.inodes.drop_preallocations();
+        match self.volume.allocator.reserve(request) {
+            Err(Error::NoSpace) => {}
+            other => return other,
+        }
+        self.volume.journal.commit_all()?;
+        self.volume.allocator.reserve(request)
+    }
+
+    /// Makes written blocks of a reservation part of the file, which ends at `end` at least.
+    fn enter(
+        self,
+        reservation: &mut Reservation,
+        logical: LogicalBlock,
+        len: u32,
+        end: u64,
+        options: WriteOptions,
+    ) -> Result<()> {
+        let credits = CREDITS_INODE + CREDITS_RUN + self.inode.insert_credits(self.volume)?;
+        self.volume.transact(credits, |handle| {
+            self.inode.update(self.volume, handle, |state, handle| {
+                let physical = reservation.run().start;
+                let extent = Extent {
+                    logical,
+                    physical,
+                    len,
+                    unwritten: false,
+                };
+                state.insert_extent(self.volume, self.inode, handle, extent)?;
+                self.volume.allocator.allocate(handle, reservation, len);
+                self.grow(state, handle, end);
+                self.stamp_change(state, options);
+                Ok(())
+            })
+        })
+    }
+
+    /// Turns unwritten blocks that now hold data into written ones.
+    fn enter_written(
+        self,
+        logical: LogicalBlock,
+        len: u32,
+        end: u64,
+        options: WriteOptions,
+    ) -> Result<()> {
+        let mut first = logical;
+        let mut left = len;
+        while left > 0 {
+            let credits = CREDITS_INODE + REWRITE_CREDITS_MIN;
+            let done = self.volume.transact(credits, |handle| {
+                self.inode.update(self.volume, handle, |state, handle| {
+                    let done = state.mark_written(self.volume, self.inode, handle, first, left)?;
+                    if done == left {
+                        self.grow(state, handle, end);
+                    }
+                    self.stamp_change(state, options);
+                    Ok(done)
+                })
+            })?;
+            left -= done.min(left);
+            first = first.checked_plus(done).ok_or(Error::FileTooLarge)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the file at least `end` bytes long.
+    pub(super) fn grow(self, state: &mut InodeState, handle: &Handle<'_>, end: u64) {
+        if end > state.fields().size_bytes() {
+            state.fields_mut().set_size_bytes(end);
+            state.mark_data_changed(handle);
+        }
+    }
+
+    /// Zeros what lies between the end of the file and `offset` in the file's last block, before
+    /// the file grows over it. kfs leaves zeros there itself, others may not.
+    pub(super) fn zero_tail(self, offset: u64) -> Result<()> {
+        let size = self.inode.size_bytes();
+        let within = self.within_block(size);
+        if offset <= size || within == 0 {
+            return Ok(());
+        }
+        let logical = self.block_of(size)?;
+        if let Mapping::Mapped { physical, .. } = self.inode.map(self.volume, logical, 1)? {
+            let len = (self.volume.block_size() - within).min(offset - size);
+            self.volume.zero_data(physical, within, len)?;
+        }
+        Ok(())
+    }
+}

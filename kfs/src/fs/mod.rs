@@ -1,0 +1,115 @@
+//! `Filesystem`: the mounted volume as a whole.
+//!
+//! Opening reads the superblock, replays the journal, wires the layers and finishes what orphans
+//! need; closing commits, checkpoints and marks the image clean. What a server calls in between is
+//! in `ops`.
+
+mod committer;
+mod directory;
+mod mount;
+mod options;
+mod shutdown;
+mod status;
+
+pub(crate) use directory::InodeBlocks;
+pub use mount::read_superblock;
+pub use options::MountOptions;
+pub use status::{SpaceStatus, Status};
+
+use crate::corrupt::Corrupt;
+use crate::error::{Error, Result};
+use crate::file::File;
+use crate::ids::InodeNr;
+use crate::inode::{Inode, InodeTable, Orphans};
+use crate::volume::Volume;
+use committer::Committer;
+use parking_lot::Mutex;
+use std::sync::Arc;
+
+/// A mounted volume. Shared by all its clients.
+pub struct Filesystem {
+    pub(crate) volume: Arc<Volume>,
+    pub(crate) inodes: InodeTable,
+    pub(crate) orphans: Orphans,
+    /// Held by renames between directories: while it is, the tree of directories keeps its shape.
+    pub(crate) rename: Mutex<()>,
+    committer: Mutex<Option<Committer>>,
+    label: Vec<u8>,
+    /// Blocks of fixed metadata.
+    overhead_blocks: u64,
+}
+
+impl Filesystem {
+    /// The parts below the inodes.
+    #[must_use]
+    pub fn volume(&self) -> &Volume {
+        &self.volume
+    }
+
+    /// The root directory.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub fn root(&self) -> Result<Arc<Inode>> {
+        let root = self.inodes.get(&self.volume, InodeNr::ROOT)?;
+        if root.is_directory() {
+            Ok(root)
+        } else {
+            Err(Corrupt::RootNotDirectory.into())
+        }
+    }
+
+    /// An inode by number and generation, as file handles name it.
+    ///
+    /// # Errors
+    /// `Stale` when the inode is free, reserved, or lives another life; `Corrupt`, `Io`.
+    pub fn inode(&self, nr: InodeNr, generation: u32) -> Result<Arc<Inode>> {
+        if nr != InodeNr::ROOT && nr < self.volume.geometry.first_inode {
+            return Err(Error::Stale);
+        }
+        let inode = self
+            .inodes
+            .get(&self.volume, nr)
+            .map_err(|error| match error {
+                Error::Corrupt(Corrupt::InodeOutside { .. }) => Error::Stale,
+                other => other,
+            })?;
+        if inode.generation() != generation && nr != InodeNr::ROOT {
+            return Err(Error::Stale);
+        }
+        Ok(inode)
+    }
+
+    /// The content of a regular file.
+    #[must_use]
+    pub(crate) fn file<'a>(&'a self, inode: &'a Arc<Inode>) -> File<'a> {
+        File::new(&self.volume, &self.inodes, &self.orphans, inode)
+    }
+
+    /// Name of the volume, without trailing zeros.
+    #[must_use]
+    pub fn label(&self) -> &[u8] {
+        &self.label
+    }
+
+    /// Runs an operation that may need space. If there is none, takes back what files keep ahead,
+    /// commits so that what was freed can be used again, and tries once more.
+    pub(crate) fn with_space<R>(&self, mut operation: impl FnMut() -> Result<R>) -> Result<R> {
+        match operation() {
+            Err(Error::NoSpace) => {
+                self.inodes.drop_preallocations();
+                self.volume.journal.commit_all()?;
+                operation()
+            }
+            other => other,
+        }
+    }
+}
+
+impl Drop for Filesystem {
+    fn drop(&mut self) {
+        if let Err(error) = self.close() {
+            log::error!("closing the volume: {error}");
+        }
+    }
+}

@@ -1,0 +1,379 @@
+//! Opening a volume: superblock, features, recovery, layers, orphans.
+
+use super::{Committer, Filesystem, MountOptions};
+use crate::allocator::Allocator;
+use crate::checksum::inode_seed;
+use crate::corrupt::Corrupt;
+use crate::error::{Error, IoOp, ReadOnlyReason, Result};
+use crate::extent::{ExtentTree, IndirectMap};
+use crate::ids::{BlockNr, GroupNr, InodeNr, LogicalBlock, Run};
+use crate::inode::{InodeTable, Orphans};
+use crate::layout::inode::{InodeBytes, InodeFlags};
+use crate::layout::superblock::{SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE};
+use crate::layout::{Access, Compat, Geometry, Incompat, RawSuperblock, RoCompat, features};
+use crate::storage::journal::{LogArea, LogOptions, recover, reset_log};
+use crate::storage::{BufferCache, Journal};
+use crate::volume::{Volume, VolumeParts};
+use kfs_disk::BlockDevice;
+use parking_lot::Mutex;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use zerocopy::{FromBytes, IntoBytes};
+
+impl Filesystem {
+    /// Opens the volume on `device`: replays its journal, finishes what orphans need and, unless it
+    /// is opened read-only, marks it in use.
+    ///
+    /// # Errors
+    /// `Corrupt` for what is not an ext4 image or is damaged beyond use, `Unsupported` for features
+    /// kfs does not know, `NeedsRecovery` for a dirty journal on a read-only device, `Io`.
+    pub fn open(device: Arc<dyn BlockDevice>, options: MountOptions) -> Result<Arc<Self>> {
+        let mut superblock = read_superblock(&*device)?;
+        let access = features::check(&superblock)?;
+        let geometry = check_geometry(&superblock, &*device)?;
+        let read_only = read_only_reason(&options, access, &geometry, &*device);
+        let log = open_log(&device, &geometry, read_only)?;
+        if log.is_some() {
+            // The replayed journal may have held the superblock.
+            superblock = read_superblock(&*device)?;
+        }
+        let geometry = Geometry::try_from(&superblock)?;
+        let log = log.filter(|_| read_only.is_none());
+        let protected: Vec<Run> = log.iter().flat_map(|log| log.area.runs()).collect();
+        if read_only.is_none() {
+            mark_in_use(&*device, &mut superblock, &options)?;
+        }
+        let volume = assemble(device, geometry, log, read_only, &options)?;
+        volume.allocator.protect(&protected);
+        let label = superblock.label().to_vec();
+        let fs = Self {
+            volume: Arc::new(volume),
+            inodes: InodeTable::default(),
+            orphans: Orphans::default(),
+            rename: Mutex::new(()),
+            committer: Mutex::new(None),
+            label,
+            overhead_blocks: overhead_blocks(&geometry),
+        };
+        fs.root()?;
+        if read_only.is_none() {
+            fs.volume.journal.mark_in_use()?;
+            fs.finish_orphans(&superblock)?;
+            if let Some(interval) = options.commit_interval {
+                let started = Committer::start(Arc::clone(&fs.volume), interval);
+                *fs.committer.lock() = Some(started.map_err(|source| Error::Device {
+                    op: IoOp::Flush,
+                    source,
+                })?);
+            }
+        }
+        Ok(Arc::new(fs))
+    }
+
+    /// Deletes inodes without names and finishes truncates that a crash interrupted.
+    fn finish_orphans(&self, superblock: &RawSuperblock) -> Result<()> {
+        let mut orphans = Vec::new();
+        if let Some(nr) = self.volume.geometry.orphan_file_inode {
+            orphans.extend(self.load_orphan_file(nr)?);
+        }
+        let first = InodeNr(superblock.s_last_orphan.get());
+        let listed = crate::inode::orphan::read_list(&self.volume, &self.inodes, first)?;
+        for inode in &listed {
+            self.orphans.adopt_from_list(Arc::clone(inode));
+        }
+        orphans.extend(listed);
+        if !orphans.is_empty() {
+            log::info!("finishing what {} orphan inodes need", orphans.len());
+        }
+        for inode in orphans {
+            let links = inode.state().fields().links_count();
+            if links == 0 {
+                self.delete(&inode)?;
+            } else if inode.is_regular() {
+                self.file(&inode).finish_truncate()?;
+            } else {
+                self.volume
+                    .transact(crate::inode::CREDITS_ORPHAN, |handle| {
+                        self.orphans.remove(&self.volume, handle, &inode);
+                        Ok(())
+                    })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn load_orphan_file(&self, nr: InodeNr) -> Result<Vec<Arc<crate::inode::Inode>>> {
+        let volume = &self.volume;
+        let file = self.inodes.get(volume, nr)?;
+        let count = file.size_bytes() >> volume.geometry.block_size_bits;
+        let mut blocks = Vec::new();
+        for index in 0..u32::try_from(count).unwrap_or(0) {
+            match file.map(volume, LogicalBlock(index), 1)? {
+                crate::extent::Mapping::Mapped { physical, .. } => {
+                    blocks.push(volume.cache.get(physical)?);
+                }
+                _ => {
+                    return Err(Corrupt::DirectoryHole {
+                        inode: nr,
+                        block: index,
+                    }
+                    .into());
+                }
+            }
+        }
+        let seed = volume
+            .geometry
+            .csum_seed
+            .map(|seed| inode_seed(seed, nr.0, file.generation()));
+        let mut orphans = Vec::new();
+        for (nr, slot) in self.orphans.load_file(volume, blocks, seed)? {
+            if nr < volume.geometry.first_inode {
+                return Err(Corrupt::OrphanList { inode: nr }.into());
+            }
+            let inode = self.inodes.get_orphan(volume, nr)?;
+            self.orphans.adopt_from_file(Arc::clone(&inode), slot);
+            orphans.push(inode);
+        }
+        Ok(orphans)
+    }
+}
+
+/// Reads the superblock and checks that it is one.
+///
+/// # Errors
+/// `Corrupt::SuperblockMagic` for other content, `Corrupt::SuperblockChecksum`, `Io`.
+pub fn read_superblock(device: &dyn BlockDevice) -> Result<RawSuperblock> {
+    let mut bytes = [0; SUPERBLOCK_SIZE];
+    if device.size_bytes() < SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE as u64 {
+        return Err(Corrupt::TooSmall {
+            bytes: device.size_bytes(),
+        }
+        .into());
+    }
+    device
+        .read_at(SUPERBLOCK_OFFSET, &mut bytes)
+        .map_err(|source| Error::Io {
+            op: IoOp::Read,
+            block: BlockNr(0),
+            source,
+        })?;
+    let raw = RawSuperblock::read_from_bytes(&bytes).expect("as many bytes as it has");
+    let magic = raw.s_magic.get();
+    if magic != crate::layout::superblock::EXT4_MAGIC {
+        return Err(Corrupt::SuperblockMagic { found: magic }.into());
+    }
+    if !raw.verify_checksum() {
+        let (found, expected) = (raw.s_checksum.get(), raw.checksum());
+        return Err(Corrupt::SuperblockChecksum { found, expected }.into());
+    }
+    Ok(raw)
+}
+
+fn check_geometry(superblock: &RawSuperblock, device: &dyn BlockDevice) -> Result<Geometry> {
+    let geometry = Geometry::try_from(superblock)?;
+    let wanted = geometry.offset_of(BlockNr(geometry.blocks_count));
+    if wanted > device.size_bytes() {
+        return Err(Corrupt::Truncated {
+            wanted,
+            found: device.size_bytes(),
+        }
+        .into());
+    }
+    Ok(geometry)
+}
+
+fn read_only_reason(
+    options: &MountOptions,
+    access: Access,
+    geometry: &Geometry,
+    device: &dyn BlockDevice,
+) -> Option<ReadOnlyReason> {
+    if options.read_only || device.is_read_only() {
+        return Some(ReadOnlyReason::Requested);
+    }
+    let writes_new_inodes = geometry.incompat.contains(Incompat::EXTENTS);
+    (access == Access::ReadOnly || !writes_new_inodes).then_some(ReadOnlyReason::Feature)
+}
+
+/// Finds the journal and replays it if the image was not closed.
+fn open_log(
+    device: &Arc<dyn BlockDevice>,
+    geometry: &Geometry,
+    read_only: Option<ReadOnlyReason>,
+) -> Result<Option<LogOptions>> {
+    let is_dirty = geometry.incompat.contains(Incompat::RECOVER);
+    let Some(nr) = geometry
+        .journal_inode
+        .filter(|_| geometry.compat.contains(Compat::HAS_JOURNAL))
+    else {
+        return Ok(None);
+    };
+    if !is_dirty && read_only.is_some() {
+        return Ok(None);
+    }
+    if is_dirty && device.is_read_only() {
+        return Err(Error::NeedsRecovery);
+    }
+    let area = journal_area(device, geometry, nr)?;
+    let recovered = recover(&**device, area, geometry.block_size, geometry.blocks_count)?;
+    if recovered.is_damaged {
+        log::error!("the journal holds a damaged transaction; run e2fsck on the image");
+    }
+    let mut log = recovered.log;
+    if is_dirty {
+        log::info!(
+            "recovered the journal: {} transactions, {} blocks",
+            recovered.transactions,
+            recovered.blocks
+        );
+        reset_log(&**device, &mut log, geometry.block_size)?;
+        if read_only.is_some() {
+            clear_recover(&**device)?;
+        }
+    }
+    if read_only.is_none() && !is_dirty {
+        reset_log(&**device, &mut log, geometry.block_size)?;
+    }
+    Ok(Some(log))
+}
+
+/// Where the journal inode's blocks lie. Read without the layers that are built on the journal.
+fn journal_area(
+    device: &Arc<dyn BlockDevice>,
+    geometry: &Geometry,
+    nr: InodeNr,
+) -> Result<LogArea> {
+    let cache = BufferCache::new(
+        Arc::clone(device),
+        geometry.block_size,
+        geometry.blocks_count,
+        0,
+    );
+    let (group, index) = geometry.inode_location(nr)?;
+    let (desc_block, desc_offset) = geometry.desc_location(group);
+    let desc = {
+        let block = cache.get(desc_block)?;
+        let end = desc_offset + geometry.desc_size as usize;
+        crate::layout::RawGroupDesc::from_slice(&block.read()[desc_offset..end])
+    };
+    let (block, offset) = geometry.inode_table_offset(index);
+    let table = cache.get(desc.inode_table().plus(u64::from(block)))?;
+    let bytes: Vec<u8> = table.read()[offset..offset + geometry.inode_size as usize].to_vec();
+    let inode = InodeBytes::new(bytes);
+    if !inode.verify_checksum(geometry, nr) {
+        return Err(Corrupt::InodeChecksum { inode: nr }.into());
+    }
+    let mut runs: Vec<Run> = Vec::new();
+    let mut visit = |extent: crate::extent::Extent| {
+        runs.push(Run {
+            start: extent.physical,
+            len: extent.len,
+        });
+        Ok(ControlFlow::Continue(()))
+    };
+    let root = inode.block_area();
+    if inode.flags().contains(InodeFlags::EXTENTS) {
+        ExtentTree::new(&cache, geometry, nr, inode.generation()).for_each(
+            root,
+            LogicalBlock(0),
+            &mut visit,
+        )?;
+    } else {
+        IndirectMap::new(&cache, geometry, nr).for_each(root, LogicalBlock(0), &mut visit)?;
+    }
+    Ok(LogArea::new(runs))
+}
+
+/// Notes in the superblock that the image is in use: recovery is needed from here on.
+fn mark_in_use(
+    device: &dyn BlockDevice,
+    superblock: &mut RawSuperblock,
+    options: &MountOptions,
+) -> Result<()> {
+    let now = options.clock.now();
+    superblock.set_mount_time(now.seconds);
+    superblock.set_write_time(now.seconds);
+    superblock
+        .s_mnt_count
+        .set(superblock.s_mnt_count.get().saturating_add(1));
+    if superblock.compat().contains(Compat::HAS_JOURNAL) {
+        let incompat = superblock.incompat() | Incompat::RECOVER;
+        superblock.s_feature_incompat.set(incompat.bits());
+        if superblock.compat().contains(Compat::ORPHAN_FILE) {
+            let ro_compat = superblock.ro_compat() | RoCompat::ORPHAN_PRESENT;
+            superblock.s_feature_ro_compat.set(ro_compat.bits());
+        }
+    } else {
+        // Without a journal only e2fsck can tell what an interrupted change has left.
+        let state = superblock.s_state.get() & !crate::layout::superblock::STATE_VALID;
+        superblock.s_state.set(state);
+    }
+    write_superblock(device, superblock)
+}
+
+fn clear_recover(device: &dyn BlockDevice) -> Result<()> {
+    let mut superblock = read_superblock(device)?;
+    let incompat = superblock.incompat() - Incompat::RECOVER;
+    superblock.s_feature_incompat.set(incompat.bits());
+    write_superblock(device, &mut superblock)
+}
+
+/// Writes the superblock past the journal and makes it durable.
+pub(super) fn write_superblock(
+    device: &dyn BlockDevice,
+    superblock: &mut RawSuperblock,
+) -> Result<()> {
+    superblock.update_checksum();
+    device
+        .write_at(SUPERBLOCK_OFFSET, superblock.as_bytes())
+        .map_err(|source| Error::Io {
+            op: IoOp::Write,
+            block: BlockNr(0),
+            source,
+        })?;
+    device.flush().map_err(|source| Error::Device {
+        op: IoOp::Flush,
+        source,
+    })
+}
+
+fn assemble(
+    device: Arc<dyn BlockDevice>,
+    geometry: Geometry,
+    log: Option<LogOptions>,
+    read_only: Option<ReadOnlyReason>,
+    options: &MountOptions,
+) -> Result<Volume> {
+    let cache = Arc::new(BufferCache::new(
+        Arc::clone(&device),
+        geometry.block_size,
+        geometry.blocks_count,
+        options.cache_bytes,
+    ));
+    let allocator = Arc::new(Allocator::open(Arc::clone(&cache), geometry)?);
+    let journal = Journal::open(Arc::clone(&device), Arc::clone(&cache), log);
+    journal.add_observer(allocator.observer());
+    let superblock = cache.get(BlockNr(SUPERBLOCK_OFFSET / u64::from(geometry.block_size)))?;
+    let now = options.clock.now();
+    let seed = (now.seconds as u32).wrapping_mul(1_000_003) ^ now.nanoseconds;
+    Ok(Volume::new(VolumeParts {
+        geometry,
+        device,
+        cache,
+        superblock,
+        journal,
+        allocator,
+        clock: Arc::clone(&options.clock),
+        read_only,
+        generation_seed: options.generation_seed.unwrap_or(seed),
+    }))
+}
+
+/// Blocks of bitmaps, inode tables, superblocks and descriptors, which statfs(2) does not count.
+fn overhead_blocks(geometry: &Geometry) -> u64 {
+    let groups = u64::from(geometry.groups_count);
+    let tables = groups * (2 + u64::from(geometry.inode_table_blocks));
+    let base = |group| u64::from(geometry.base_metadata_blocks(GroupNr(group)));
+    let bases: u64 = (0..geometry.groups_count).map(base).sum();
+    tables + bases + u64::from(geometry.first_data_block)
+}

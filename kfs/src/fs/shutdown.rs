@@ -1,0 +1,135 @@
+//! Sync and close: everything durable, and the image marked clean.
+
+use super::Filesystem;
+use super::mount::{read_superblock, write_superblock};
+use crate::error::{ReadOnlyReason, Result};
+use crate::inode::Inode;
+use crate::layout::superblock::{STATE_ERROR, STATE_VALID};
+use crate::layout::{Compat, Incompat, RawSuperblock, RoCompat};
+use std::sync::Arc;
+
+impl Filesystem {
+    /// Makes everything durable, as sync(2).
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn sync(&self) -> Result<()> {
+        if self.volume.read_only().is_some() {
+            return Ok(());
+        }
+        self.volume.journal.commit_all()
+    }
+
+    /// Makes one inode durable, as fsync(2), or what is needed to read its data, as fdatasync(2).
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn fsync(&self, inode: &Inode, data_only: bool) -> Result<()> {
+        if self.volume.read_only() == Some(ReadOnlyReason::Requested) {
+            return Ok(());
+        }
+        let tid = inode.state().sync_tid(data_only);
+        match tid {
+            // The commit's first flush makes the data durable, too.
+            Some(tid) if !self.volume.journal.is_committed(tid) => self.volume.journal.commit(tid),
+            _ => self.volume.flush(),
+        }
+    }
+
+    /// Commits, writes everything to its place and marks the image clean. After that the volume takes
+    /// no changes. Does nothing the second time.
+    ///
+    /// # Errors
+    /// What the device reports: the image needs recovery then, which the next open does.
+    pub fn close(&self) -> Result<()> {
+        if let Some(mut committer) = self.committer.lock().take() {
+            committer.stop();
+        }
+        match self.volume.read_only() {
+            Some(ReadOnlyReason::Error) => return self.mark_error(),
+            Some(_) => return Ok(()),
+            None => {}
+        }
+        for inode in self.inodes.in_memory() {
+            inode.drop_preallocation();
+        }
+        for orphan in self.orphans.all() {
+            if orphan.state().fields().links_count() == 0 {
+                self.delete(&orphan)?;
+            }
+        }
+        self.update_counts()?;
+        let journal = &self.volume.journal;
+        journal.commit_all()?;
+        // Nobody gets a handle from here on.
+        self.volume.set_read_only(ReadOnlyReason::Closed);
+        journal.commit_all()?;
+        journal.checkpoint()?;
+        journal.mark_empty()?;
+        let mut superblock = read_superblock(&**self.volume.device())?;
+        mark_clean(&mut superblock);
+        write_superblock(&**self.volume.device(), &mut superblock)
+    }
+
+    /// Brings the superblock's counters up to date. Between times they are old, as in Linux: the
+    /// group descriptors have the truth.
+    pub(crate) fn update_counts(&self) -> Result<()> {
+        let counts = self.volume.allocator.free_counts();
+        let now = self.volume.now();
+        self.volume.transact(1, |handle| {
+            self.volume.update_superblock(handle, |raw| {
+                raw.set_free_blocks_count(counts.blocks);
+                raw.s_free_inodes_count.set(counts.inodes);
+                raw.set_write_time(now.seconds);
+            });
+            Ok(())
+        })
+    }
+
+    /// After an abort: leaves the journal for recovery and tells e2fsck that it is wanted.
+    fn mark_error(&self) -> Result<()> {
+        if self.volume.device().is_read_only() {
+            return Ok(());
+        }
+        let mut superblock = read_superblock(&**self.volume.device())?;
+        superblock
+            .s_state
+            .set(superblock.s_state.get() | STATE_ERROR);
+        write_superblock(&**self.volume.device(), &mut superblock)
+    }
+
+    /// Drops references of clients; an inode without names goes with the last one.
+    ///
+    /// # Errors
+    /// What deleting the inode reports.
+    pub fn release(&self, inode: &Arc<Inode>, count: u64) -> Result<()> {
+        if inode.drop_references(count) > 0 {
+            return Ok(());
+        }
+        inode.drop_preallocation();
+        let links = inode.state().fields().links_count();
+        if links > 0 || inode.is_deleted() || self.volume.read_only().is_some() {
+            return Ok(());
+        }
+        self.delete_unreferenced(inode)
+    }
+
+    /// Takes references for a client: while it has any, the inode stays though its names go.
+    pub fn acquire(&self, inode: &Arc<Inode>, count: u64) {
+        inode.add_references(count);
+    }
+}
+
+fn mark_clean(superblock: &mut RawSuperblock) {
+    let incompat = superblock.incompat() - Incompat::RECOVER;
+    superblock.s_feature_incompat.set(incompat.bits());
+    if superblock.compat().contains(Compat::ORPHAN_FILE) {
+        let ro_compat = superblock.ro_compat() - RoCompat::ORPHAN_PRESENT;
+        superblock.s_feature_ro_compat.set(ro_compat.bits());
+    }
+    if !superblock.compat().contains(Compat::HAS_JOURNAL) {
+        superblock
+            .s_state
+            .set(superblock.s_state.get() | STATE_VALID);
+    }
+}

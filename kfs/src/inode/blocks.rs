@@ -1,0 +1,236 @@
+//! An inode's block map: the extent tree, or the block map of ext2 and ext3 for reading.
+//!
+//! Looking blocks up takes the state lock; changes run within [`Inode::update`], so that the root
+//! in the inode, its nodes and `i_blocks` change together.
+
+use super::{Inode, InodeState};
+use crate::error::{Error, Result};
+use crate::extent::{Extent, ExtentTree, IndirectMap, LOGICAL_END, Mapping};
+use crate::ids::{BlockNr, LogicalBlock, Run};
+use crate::layout::inode::InodeFlags;
+use crate::storage::Handle;
+use crate::volume::Volume;
+
+impl Inode {
+    /// Where up to `len` blocks from `logical` on are, as far as they are of one kind and
+    /// contiguous.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub fn map(&self, volume: &Volume, logical: LogicalBlock, len: u32) -> Result<Mapping> {
+        let state = self.state();
+        let fields = state.fields();
+        if fields.flags().contains(InodeFlags::INLINE_DATA) {
+            return Err(Error::NotSupported);
+        }
+        if fields.flags().contains(InodeFlags::EXTENTS) {
+            self.tree(volume).map(fields.block_area(), logical, len)
+        } else {
+            self.indirect(volume).map(fields.block_area(), logical, len)
+        }
+    }
+
+    /// The inode's extent tree.
+    pub(crate) fn tree<'v>(&self, volume: &'v Volume) -> ExtentTree<'v> {
+        ExtentTree::new(
+            &volume.cache,
+            &volume.geometry,
+            self.nr(),
+            self.generation(),
+        )
+    }
+
+    /// The inode's ext2 block map.
+    pub(crate) fn indirect<'v>(&self, volume: &'v Volume) -> IndirectMap<'v> {
+        IndirectMap::new(&volume.cache, &volume.geometry, self.nr())
+    }
+
+    /// Fails for block maps that kfs only reads.
+    ///
+    /// # Errors
+    /// `NotSupported`.
+    pub(crate) fn check_extents(&self) -> Result<()> {
+        let flags = self.state().fields().flags();
+        if flags.contains(InodeFlags::EXTENTS) {
+            Ok(())
+        } else {
+            Err(Error::NotSupported)
+        }
+    }
+
+    /// A good place for a new block at `logical`: behind the block before it, else in the inode's
+    /// group.
+    pub(crate) fn goal(&self, volume: &Volume, logical: LogicalBlock) -> Result<BlockNr> {
+        if let Some(before) = logical.0.checked_sub(1).map(LogicalBlock) {
+            match self.map(volume, before, 1)? {
+                Mapping::Mapped { physical, .. } | Mapping::Unwritten { physical, .. } => {
+                    return Ok(physical.plus(1));
+                }
+                Mapping::Hole { .. } => {}
+            }
+        }
+        let (group, _) = volume.geometry.inode_location(self.nr())?;
+        Ok(volume.geometry.group_first_block(group))
+    }
+
+    /// Credits for one insert into the tree.
+    pub(crate) fn insert_credits(&self, volume: &Volume) -> Result<u32> {
+        let state = self.state();
+        self.tree(volume).step_credits(state.fields().block_area())
+    }
+}
+
+/// How far taking blocks away came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Removal {
+    /// All blocks of the range are gone.
+    Done,
+    /// The handle's credits are used up: go on with another one.
+    More,
+}
+
+impl Inode {
+    /// Takes away the blocks from `first` up to, not including, `end`, and frees them: as many as
+    /// the handle has credits for.
+    ///
+    /// # Errors
+    /// `NoSpace` when a hole splits an extent and there is no block for a node, `Corrupt`, `Io`.
+    pub(crate) fn remove_blocks(
+        &self,
+        volume: &Volume,
+        handle: &mut Handle<'_>,
+        first: u64,
+        end: u64,
+    ) -> Result<Removal> {
+        let last = end.min(LOGICAL_END).saturating_sub(1);
+        let (Ok(first), Ok(last)) = (u32::try_from(first), u32::try_from(last)) else {
+            return Ok(Removal::Done);
+        };
+        if first > last {
+            return Ok(Removal::Done);
+        }
+        let (first, last) = (LogicalBlock(first), LogicalBlock(last));
+        self.update(volume, handle, |state, handle| {
+            let area = state.fields_mut().block_area_mut();
+            let nodes = &*volume.allocator;
+            let removed = self.tree(volume).remove(area, handle, nodes, first, last)?;
+            let mut blocks = 0;
+            for run in removed.runs {
+                volume.allocator.free(handle, run)?;
+                blocks += i64::from(run.len);
+            }
+            state.mark_data_changed(handle);
+            state.add_blocks(volume, removed.progress.nodes.net() - blocks)?;
+            Ok(if removed.progress.next.is_some() {
+                Removal::More
+            } else {
+                Removal::Done
+            })
+        })
+    }
+
+    /// Frees all blocks of an ext2 block map at once.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub(crate) fn remove_indirect(&self, volume: &Volume, handle: &mut Handle<'_>) -> Result<()> {
+        let area = *self.state().fields().block_area();
+        let blocks = self.indirect(volume).blocks(&area)?;
+        self.update(volume, handle, |state, handle| {
+            for run in blocks.data {
+                volume.allocator.free(handle, run)?;
+            }
+            for block in blocks.nodes {
+                handle.forget(block);
+                volume.allocator.free(
+                    handle,
+                    Run {
+                        start: block,
+                        len: 1,
+                    },
+                )?;
+            }
+            state.fields_mut().block_area_mut().fill(0);
+            state.fields_mut().set_blocks_512(&volume.geometry, 0)
+        })
+    }
+}
+
+impl InodeState {
+    /// Enters an extent of newly allocated blocks.
+    ///
+    /// # Errors
+    /// `NoSpace` for the tree's own blocks, `Corrupt`, `Io`; nothing has changed then.
+    pub(crate) fn insert_extent(
+        &mut self,
+        volume: &Volume,
+        inode: &Inode,
+        handle: &mut Handle<'_>,
+        extent: Extent,
+    ) -> Result<()> {
+        let tree = inode.tree(volume);
+        let goal = extent.physical;
+        let area = self.fields_mut().block_area_mut();
+        let nodes = tree.insert(area, handle, &*volume.allocator, extent, goal)?;
+        self.mark_data_changed(handle);
+        self.add_blocks(volume, i64::from(extent.len) + nodes.net())
+    }
+
+    /// Makes unwritten blocks written, as many of `len` as the handle has credits for, and returns
+    /// how many.
+    ///
+    /// # Errors
+    /// `NoSpace` for the tree's own blocks, `Corrupt`, `Io`; nothing has changed then.
+    pub(crate) fn mark_written(
+        &mut self,
+        volume: &Volume,
+        inode: &Inode,
+        handle: &mut Handle<'_>,
+        first: LogicalBlock,
+        len: u32,
+    ) -> Result<u32> {
+        let area = self.fields_mut().block_area_mut();
+        let nodes = &*volume.allocator;
+        let progress = inode
+            .tree(volume)
+            .mark_written(area, handle, nodes, first, len)?;
+        self.mark_data_changed(handle);
+        self.add_blocks(volume, progress.nodes.net())?;
+        Ok(progress.next.map_or(len, |next| next.0 - first.0))
+    }
+
+    /// Moves one block of the file to a newly allocated block, and frees the old one.
+    ///
+    /// # Errors
+    /// `NoSpace` for the tree's own blocks, `Corrupt`, `Io`; nothing has changed then.
+    pub(crate) fn replace_block(
+        &mut self,
+        volume: &Volume,
+        inode: &Inode,
+        handle: &mut Handle<'_>,
+        logical: LogicalBlock,
+        physical: BlockNr,
+    ) -> Result<()> {
+        let area = self.fields_mut().block_area_mut();
+        let nodes = &*volume.allocator;
+        let replaced = inode
+            .tree(volume)
+            .replace(area, handle, nodes, logical, 1, physical, false)?;
+        for run in replaced.old {
+            volume.allocator.free(handle, run)?;
+        }
+        self.mark_data_changed(handle);
+        self.add_blocks(volume, replaced.progress.nodes.net())
+    }
+
+    /// Adds to `i_blocks`; `count` is in blocks of the volume.
+    ///
+    /// # Errors
+    /// `FileTooLarge` when the inode cannot hold the number.
+    pub(crate) fn add_blocks(&mut self, volume: &Volume, count: i64) -> Result<()> {
+        let sectors = i64::from(volume.geometry.block_size / 512);
+        let before = self.fields().blocks_512(&volume.geometry);
+        let after = before.saturating_add_signed(count.saturating_mul(sectors));
+        self.fields_mut().set_blocks_512(&volume.geometry, after)
+    }
+}

@@ -1,0 +1,302 @@
+//! `Inode`: a file, directory or other object of the volume in memory.
+//!
+//! Its state is the bytes of the on-disk inode: fields that kfs does not know survive. Every change
+//! goes through [`Inode::update`], which copies the bytes into the inode table within a handle, so
+//! memory and journal never differ.
+//!
+//! Locks, in the order in which they are taken:
+//! - `io`, an outer lock (taken before a handle is started). Files: shared by reads and writes,
+//!   exclusive for what takes blocks away (truncate, punch). Directories: shared by lookups,
+//!   exclusive for changes of entries.
+//! - `allocation`, an outer lock: one thread at a time gives a file new blocks. It holds the blocks
+//!   reserved ahead for a growing file.
+//! - the state, an inner lock, never held over data I/O.
+
+mod attr;
+mod blocks;
+mod create;
+pub(crate) mod orphan;
+mod table;
+
+use crate::allocator::Reservation;
+use crate::corrupt::Corrupt;
+use crate::error::{Error, Result};
+use crate::ids::{InodeNr, LogicalBlock, Tid};
+use crate::layout::inode::{InodeBytes, InodeFlags, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
+use crate::storage::{Buffer, Handle};
+use crate::volume::Volume;
+pub use attr::{Attr, SetAttr, TimeChange};
+pub(crate) use blocks::Removal;
+pub(crate) use create::{NewInode, PlannedInode};
+pub(crate) use orphan::{CREDITS_ORPHAN, Orphans};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+pub(crate) use table::InodeTable;
+
+/// Metadata blocks that a change of an inode's fields touches.
+pub(crate) const CREDITS_INODE: u32 = 1;
+
+/// An inode in memory. One object per inode number at a time.
+pub struct Inode {
+    nr: InodeNr,
+    generation: u32,
+    place: InodePlace,
+    /// See the module's description.
+    pub(crate) io: RwLock<()>,
+    /// See the module's description.
+    pub(crate) allocation: Mutex<Preallocation>,
+    state: RwLock<InodeState>,
+    /// Lookups and open handles of all sessions: while there are any, an inode without names stays.
+    references: AtomicU64,
+    is_deleted: AtomicBool,
+    /// An inner lock: one change of the extended attributes at a time.
+    pub(crate) xattr_changes: Mutex<()>,
+    /// Whether `security.capability` may be among them; false once it was looked for in vain.
+    may_have_capabilities: AtomicBool,
+}
+
+/// Where an inode lies: a block of the inode table, kept in memory so that an update cannot fail.
+struct InodePlace {
+    table: Arc<Buffer>,
+    offset: usize,
+}
+
+impl InodePlace {
+    fn find(volume: &Volume, nr: InodeNr) -> Result<Self> {
+        let (block, offset) = volume.allocator.inode_block(nr)?;
+        Ok(Self {
+            table: volume.cache.get(block)?,
+            offset,
+        })
+    }
+
+    fn bytes(&self, volume: &Volume) -> Box<[u8]> {
+        let end = self.offset + volume.geometry.inode_size as usize;
+        self.table.read()[self.offset..end].into()
+    }
+}
+
+/// What the bytes of an inode are expected to be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum InodeBytesCheck {
+    /// An inode with names, or a reserved one.
+    InUse,
+    /// Named by the orphan list: `i_dtime` is the next orphan.
+    Orphan,
+}
+
+/// Blocks reserved in memory for a file that grows.
+#[derive(Default)]
+pub(crate) struct Preallocation {
+    /// Where in the file the next block is expected.
+    pub(crate) next: LogicalBlock,
+    pub(crate) reservation: Option<Reservation>,
+}
+
+/// What changes of an inode.
+pub struct InodeState {
+    bytes: InodeBytes<Box<[u8]>>,
+    /// The last transaction that changed anything.
+    sync_tid: Option<Tid>,
+    /// The last transaction that changed what is needed to read the data back.
+    data_sync_tid: Option<Tid>,
+}
+
+impl InodeState {
+    /// The on-disk fields.
+    #[must_use]
+    pub fn fields(&self) -> &InodeBytes<Box<[u8]>> {
+        &self.bytes
+    }
+
+    /// The on-disk fields, to be changed within [`Inode::update`].
+    pub fn fields_mut(&mut self) -> &mut InodeBytes<Box<[u8]>> {
+        &mut self.bytes
+    }
+
+    /// Notes that the transaction changes size or block map, so fdatasync has to wait for it.
+    pub fn mark_data_changed(&mut self, handle: &Handle<'_>) {
+        self.data_sync_tid = Some(handle.tid());
+    }
+
+    /// The last transaction that fsync, or fdatasync, has to wait for.
+    #[must_use]
+    pub fn sync_tid(&self, data_only: bool) -> Option<Tid> {
+        if data_only {
+            self.data_sync_tid
+        } else {
+            self.sync_tid
+        }
+    }
+}
+
+impl Inode {
+    /// Decodes an inode from the inode table.
+    fn load(
+        volume: &Volume,
+        nr: InodeNr,
+        place: InodePlace,
+        check: InodeBytesCheck,
+    ) -> Result<Self> {
+        let bytes = InodeBytes::new(place.bytes(volume));
+        let is_free = bytes.mode() == 0 || (bytes.links_count() == 0 && bytes.dtime() != 0);
+        let is_reserved = nr < volume.geometry.first_inode;
+        if check == InodeBytesCheck::InUse && is_free && !is_reserved {
+            return Err(Error::Stale);
+        }
+        if !bytes.verify_checksum(&volume.geometry, nr) {
+            return Err(Corrupt::InodeChecksum { inode: nr }.into());
+        }
+        Ok(Self::new(nr, place, bytes))
+    }
+
+    fn new(nr: InodeNr, place: InodePlace, bytes: InodeBytes<Box<[u8]>>) -> Self {
+        Self {
+            nr,
+            generation: bytes.generation(),
+            place,
+            io: RwLock::new(()),
+            allocation: Mutex::default(),
+            state: RwLock::new(InodeState {
+                bytes,
+                sync_tid: None,
+                data_sync_tid: None,
+            }),
+            references: AtomicU64::new(0),
+            is_deleted: AtomicBool::new(false),
+            xattr_changes: Mutex::new(()),
+            may_have_capabilities: AtomicBool::new(true),
+        }
+    }
+
+    /// The inode's number.
+    #[must_use]
+    pub fn nr(&self) -> InodeNr {
+        self.nr
+    }
+
+    /// Distinguishes the lives of an inode number.
+    #[must_use]
+    pub fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// The state, locked against change while the guard lives. Keep it short.
+    pub fn state(&self) -> RwLockReadGuard<'_, InodeState> {
+        self.state.read()
+    }
+
+    /// Changes the state and carries the change into the transaction.
+    pub fn update<R>(
+        &self,
+        volume: &Volume,
+        handle: &mut Handle<'_>,
+        change: impl FnOnce(&mut InodeState, &mut Handle<'_>) -> R,
+    ) -> R {
+        let mut state = self.state.write();
+        let result = change(&mut state, handle);
+        self.write_back(volume, handle, &mut state);
+        result
+    }
+
+    fn write_back(&self, volume: &Volume, handle: &mut Handle<'_>, state: &mut InodeState) {
+        state.bytes.update_checksum(&volume.geometry, self.nr);
+        state.sync_tid = Some(handle.tid());
+        let bytes = state.bytes.bytes();
+        let mut block = handle.get_write_access(&self.place.table);
+        block[self.place.offset..self.place.offset + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// Type and permissions.
+    #[must_use]
+    pub fn mode(&self) -> u16 {
+        self.state.read().bytes.mode()
+    }
+
+    /// Whether it is a directory.
+    #[must_use]
+    pub fn is_directory(&self) -> bool {
+        self.mode() & S_IFMT == S_IFDIR
+    }
+
+    /// Whether it is a regular file.
+    #[must_use]
+    pub fn is_regular(&self) -> bool {
+        self.mode() & S_IFMT == S_IFREG
+    }
+
+    /// Whether it is a symbolic link.
+    #[must_use]
+    pub fn is_symlink(&self) -> bool {
+        self.mode() & S_IFMT == S_IFLNK
+    }
+
+    /// Size in bytes.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.state.read().bytes.size_bytes()
+    }
+
+    /// Fails unless content and attributes may change.
+    ///
+    /// # Errors
+    /// `NotPermitted` for immutable and append-only inodes.
+    pub fn check_changeable(&self) -> Result<()> {
+        let flags = self.state.read().bytes.flags();
+        if flags.intersects(InodeFlags::IMMUTABLE | InodeFlags::APPEND) {
+            return Err(Error::NotPermitted);
+        }
+        Ok(())
+    }
+
+    /// Whether the inode was deleted while somebody still held this object.
+    #[must_use]
+    pub fn is_deleted(&self) -> bool {
+        self.is_deleted.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_deleted(&self) {
+        self.is_deleted.store(true, Ordering::Release);
+    }
+
+    /// Whether a capability attribute has to be looked for before content or owner change.
+    pub(crate) fn may_have_capabilities(&self) -> bool {
+        self.may_have_capabilities.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_may_have_capabilities(&self, may: bool) {
+        self.may_have_capabilities.store(may, Ordering::Release);
+    }
+
+    /// Lookups and open handles of all sessions.
+    #[must_use]
+    pub fn references(&self) -> u64 {
+        self.references.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn add_references(&self, count: u64) {
+        self.references.fetch_add(count, Ordering::AcqRel);
+    }
+
+    /// Gives `count` references back and returns how many are left.
+    pub(crate) fn drop_references(&self, count: u64) -> u64 {
+        let drop = |have: u64| Some(have.saturating_sub(count));
+        let before = self
+            .references
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, drop)
+            .unwrap_or_else(|have| have);
+        before.saturating_sub(count)
+    }
+
+    /// Gives up blocks reserved ahead.
+    pub(crate) fn drop_preallocation(&self) {
+        self.allocation.lock().reservation = None;
+    }
+}
+
+impl std::fmt::Debug for Inode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Inode({})", self.nr)
+    }
+}

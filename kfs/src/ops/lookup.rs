@@ -1,0 +1,56 @@
+//! Finding names.
+
+use crate::corrupt::Corrupt;
+use crate::dir::FileName;
+use crate::error::{Error, Result};
+use crate::fs::Filesystem;
+use crate::inode::Inode;
+use std::sync::Arc;
+
+impl Filesystem {
+    /// The inode that `name` stands for in a directory.
+    ///
+    /// # Errors
+    /// `NotFound`, `NotADirectory`, `NameTooLong`, `Corrupt`, `Io`.
+    pub fn lookup(&self, directory: &Inode, name: &[u8]) -> Result<Arc<Inode>> {
+        let name = FileName::new(name)?;
+        if !directory.is_directory() {
+            return Err(Error::NotADirectory);
+        }
+        let _io = directory.io.read();
+        self.find(directory, name)?.ok_or(Error::NotFound)
+    }
+
+    /// The directory that holds this one.
+    ///
+    /// # Errors
+    /// `NotADirectory`, `Corrupt`, `Io`.
+    pub fn parent(&self, directory: &Inode) -> Result<Arc<Inode>> {
+        if !directory.is_directory() {
+            return Err(Error::NotADirectory);
+        }
+        let nr = {
+            let _io = directory.io.read();
+            self.directory(directory).parent()?
+        };
+        self.inodes.get(&self.volume, nr)
+    }
+
+    /// Like [`Filesystem::lookup`], with the directory's lock held by who calls.
+    pub(super) fn find(&self, directory: &Inode, name: FileName<'_>) -> Result<Option<Arc<Inode>>> {
+        let Some(entry) = self.directory(directory).lookup(name)? else {
+            return Ok(None);
+        };
+        let inode = self
+            .inodes
+            .get(&self.volume, entry.inode)
+            .map_err(|error| match error {
+                Error::Stale => {
+                    let (directory, inode) = (directory.nr(), entry.inode);
+                    Corrupt::EntryOfFreeInode { directory, inode }.into()
+                }
+                other => other,
+            })?;
+        Ok(Some(inode))
+    }
+}

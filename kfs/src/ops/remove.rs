@@ -1,0 +1,109 @@
+//! unlink(2) and rmdir(2).
+
+use crate::dir::{CHANGE_CREDITS, FileName};
+use crate::error::{Error, Result};
+use crate::fs::Filesystem;
+use crate::inode::{CREDITS_INODE, CREDITS_ORPHAN, Inode};
+use crate::storage::Handle;
+use std::sync::Arc;
+
+/// Removing a name, touching the directory, and making the inode an orphan.
+const CREDITS_REMOVE: u32 = CHANGE_CREDITS + 2 * CREDITS_INODE + CREDITS_ORPHAN;
+
+impl Filesystem {
+    /// Removes a name of anything but a directory. The inode goes with its last name, or later when
+    /// the last client lets it go.
+    ///
+    /// # Errors
+    /// `NotFound`, `IsADirectory`, `NotPermitted`, `ReadOnly`, `Corrupt`, `Io`.
+    pub fn unlink(&self, directory: &Inode, name: &[u8]) -> Result<()> {
+        let name = FileName::new(name)?;
+        let inode = {
+            let _io = directory.io.write();
+            self.check_entries_changeable(directory, true)?;
+            let inode = self.find(directory, name)?.ok_or(Error::NotFound)?;
+            if inode.is_directory() {
+                return Err(Error::IsADirectory);
+            }
+            inode.check_changeable()?;
+            self.volume.transact(CREDITS_REMOVE, |handle| {
+                self.directory(directory).remove(handle, name)?;
+                self.touch_directory(directory, handle, 0);
+                self.drop_link(handle, &inode);
+                Ok(())
+            })?;
+            inode
+        };
+        self.delete_if_nameless(&inode)
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// `NotFound`, `NotADirectory`, `NotEmpty`, `NotPermitted`, `ReadOnly`, `Corrupt`, `Io`.
+    pub fn rmdir(&self, directory: &Inode, name: &[u8]) -> Result<()> {
+        let name = FileName::new(name)?;
+        if name.is_dot() {
+            return Err(if name.as_bytes() == b"." {
+                Error::Invalid
+            } else {
+                Error::NotEmpty
+            });
+        }
+        let inode = {
+            let _io = directory.io.write();
+            self.check_entries_changeable(directory, true)?;
+            let inode = self.find(directory, name)?.ok_or(Error::NotFound)?;
+            if !inode.is_directory() {
+                return Err(Error::NotADirectory);
+            }
+            inode.check_changeable()?;
+            let _child = inode.io.write();
+            if !self.directory(&inode).is_empty()? {
+                return Err(Error::NotEmpty);
+            }
+            self.volume.transact(CREDITS_REMOVE, |handle| {
+                self.directory(directory).remove(handle, name)?;
+                self.touch_directory(directory, handle, -1);
+                self.drop_all_links(handle, &inode);
+                Ok(())
+            })?;
+            drop(_child);
+            inode
+        };
+        self.delete_if_nameless(&inode)
+    }
+
+    /// Takes one name away. Without names the inode is an orphan.
+    pub(super) fn drop_link(&self, handle: &mut Handle<'_>, inode: &Arc<Inode>) {
+        let now = self.volume.now();
+        let links = inode.update(&self.volume, handle, |state, _| {
+            let fields = state.fields_mut();
+            let links = fields.links_count().saturating_sub(1);
+            fields.set_links_count(links);
+            fields.set_ctime(now);
+            links
+        });
+        if links == 0 {
+            self.orphans.add(&self.volume, handle, inode);
+        }
+    }
+
+    /// Makes a directory, which has just lost its only name, an orphan.
+    pub(super) fn drop_all_links(&self, handle: &mut Handle<'_>, inode: &Arc<Inode>) {
+        let now = self.volume.now();
+        inode.update(&self.volume, handle, |state, _| {
+            state.fields_mut().set_links_count(0);
+            state.fields_mut().set_ctime(now);
+        });
+        self.orphans.add(&self.volume, handle, inode);
+    }
+
+    pub(super) fn delete_if_nameless(&self, inode: &Arc<Inode>) -> Result<()> {
+        let links = inode.state().fields().links_count();
+        if links > 0 {
+            return Ok(());
+        }
+        self.delete_unreferenced(inode)
+    }
+}

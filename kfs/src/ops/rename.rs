@@ -1,0 +1,313 @@
+//! rename(2), with its variants.
+
+use super::{LINKS_MAX, file_type};
+use crate::corrupt::Corrupt;
+use crate::dir::FileName;
+use crate::error::{Error, Result};
+use crate::fs::Filesystem;
+use crate::ids::InodeNr;
+use crate::inode::{CREDITS_INODE, CREDITS_ORPHAN, Inode};
+use crate::storage::Handle;
+use parking_lot::RwLockWriteGuard;
+use std::sync::Arc;
+
+/// What becomes of an inode that has the new name already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RenameMode {
+    /// It loses the name.
+    Replace,
+    /// The rename is refused (RENAME_NOREPLACE).
+    NoReplace,
+    /// It gets the old name (RENAME_EXCHANGE).
+    Exchange,
+}
+
+/// One side of a rename: a name in a directory.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    directory: &'a Arc<Inode>,
+    name: FileName<'a>,
+}
+
+/// What is above both directories of a rename between directories.
+#[derive(Default)]
+struct Above {
+    old: Vec<InodeNr>,
+    new: Vec<InodeNr>,
+}
+
+impl Filesystem {
+    /// Gives an inode another name, atomically.
+    ///
+    /// # Errors
+    /// `NotFound`, `Exists` (with `NoReplace`), `NotEmpty`, `IsADirectory`, `NotADirectory`,
+    /// `IntoItself`, `TooManyLinks`, `NotPermitted`, `NoSpace`, `ReadOnly`, `Corrupt`, `Io`.
+    pub fn rename(
+        &self,
+        old_directory: &Arc<Inode>,
+        old_name: &[u8],
+        new_directory: &Arc<Inode>,
+        new_name: &[u8],
+        mode: RenameMode,
+    ) -> Result<()> {
+        let old = Place {
+            directory: old_directory,
+            name: FileName::new(old_name)?,
+        };
+        let new = Place {
+            directory: new_directory,
+            name: FileName::new(new_name)?,
+        };
+        if old.name.is_dot() || new.name.is_dot() {
+            return Err(Error::Busy);
+        }
+        // While it is held no directory moves, so ancestors stay ancestors.
+        let is_across = old_directory.nr() != new_directory.nr();
+        let _rename = is_across.then(|| self.rename.lock());
+        let above = if is_across {
+            Above {
+                old: self.ancestors(old_directory)?,
+                new: self.ancestors(new_directory)?,
+            }
+        } else {
+            Above::default()
+        };
+        let replaced = {
+            let _directories = lock_directories(old_directory, new_directory, &above);
+            self.check_entries_changeable(old_directory, true)?;
+            self.check_entries_changeable(new_directory, mode == RenameMode::Exchange)?;
+            self.with_space(|| self.rename_locked(old, new, mode, &above))?
+        };
+        match replaced {
+            Some(inode) => self.delete_if_nameless(&inode),
+            None => Ok(()),
+        }
+    }
+
+    /// The directories above one, from its parent to the root. The rename lock is held.
+    fn ancestors(&self, directory: &Arc<Inode>) -> Result<Vec<InodeNr>> {
+        let mut above = Vec::new();
+        let mut current = Arc::clone(directory);
+        while current.nr() != InodeNr::ROOT && current.state().fields().links_count() > 0 {
+            current = self.parent(&current)?;
+            if above.contains(&current.nr()) {
+                return Err(Corrupt::DirectoryLoop {
+                    inode: current.nr(),
+                }
+                .into());
+            }
+            above.push(current.nr());
+        }
+        Ok(above)
+    }
+
+    /// Does the rename with both directories locked, and returns an inode that lost a name.
+    fn rename_locked(
+        &self,
+        old: Place<'_>,
+        new: Place<'_>,
+        mode: RenameMode,
+        above: &Above,
+    ) -> Result<Option<Arc<Inode>>> {
+        let moved = self.find(old.directory, old.name)?.ok_or(Error::NotFound)?;
+        let target = self.find(new.directory, new.name)?;
+        moved.check_changeable()?;
+        if moved.nr() == new.directory.nr() || above.new.contains(&moved.nr()) {
+            return Err(Error::IntoItself);
+        }
+        match (mode, target) {
+            (RenameMode::NoReplace, Some(_)) => Err(Error::Exists),
+            (RenameMode::Exchange, None) => Err(Error::NotFound),
+            (_, Some(target)) if target.nr() == moved.nr() => Ok(None),
+            (RenameMode::Exchange, Some(target)) => {
+                target.check_changeable()?;
+                if target.nr() == old.directory.nr() || above.old.contains(&target.nr()) {
+                    return Err(Error::IntoItself);
+                }
+                self.exchange(old, new, &moved, &target)?;
+                Ok(None)
+            }
+            (_, Some(target)) if target.nr() == old.directory.nr() => {
+                // It holds at least the inode that moves.
+                Err(if moved.is_directory() {
+                    Error::NotEmpty
+                } else {
+                    Error::IsADirectory
+                })
+            }
+            (_, Some(target)) if above.old.contains(&target.nr()) => Err(Error::NotEmpty),
+            (_, Some(target)) => {
+                target.check_changeable()?;
+                self.replace(old, new, &moved, &target)?;
+                Ok(Some(target))
+            }
+            (_, None) => {
+                self.move_to_free_name(old, new, &moved)?;
+                Ok(None)
+            }
+        }
+    }
+
+    fn move_to_free_name(&self, old: Place<'_>, new: Place<'_>, moved: &Arc<Inode>) -> Result<()> {
+        let crosses = moved.is_directory() && old.directory.nr() != new.directory.nr();
+        if crosses {
+            self.check_links(new.directory)?;
+        }
+        let _moved = crosses.then(|| moved.io.write());
+        self.volume
+            .transact(self.rename_credits(old, new)?, |handle| {
+                let kind = file_type(moved.mode());
+                self.directory(new.directory)
+                    .add(handle, new.name, moved.nr(), kind)?;
+                self.directory(old.directory).remove(handle, old.name)?;
+                self.set_parent(handle, moved, crosses, new.directory)?;
+                let change = i32::from(crosses);
+                self.touch_directory(old.directory, handle, -change);
+                self.touch_directory(new.directory, handle, change);
+                self.touch_changed(handle, moved);
+                Ok(())
+            })
+    }
+
+    fn replace(
+        &self,
+        old: Place<'_>,
+        new: Place<'_>,
+        moved: &Arc<Inode>,
+        target: &Arc<Inode>,
+    ) -> Result<()> {
+        match (moved.is_directory(), target.is_directory()) {
+            (true, false) => return Err(Error::NotADirectory),
+            (false, true) => return Err(Error::IsADirectory),
+            _ => {}
+        }
+        let is_directory = target.is_directory();
+        let crosses = is_directory && old.directory.nr() != new.directory.nr();
+        let _children = lock_children(crosses.then_some(moved), is_directory.then_some(target));
+        if is_directory && !self.directory(target).is_empty()? {
+            return Err(Error::NotEmpty);
+        }
+        self.volume
+            .transact(self.rename_credits(old, new)?, |handle| {
+                let kind = file_type(moved.mode());
+                self.directory(new.directory)
+                    .replace(handle, new.name, moved.nr(), kind)?;
+                self.directory(old.directory).remove(handle, old.name)?;
+                self.set_parent(handle, moved, crosses, new.directory)?;
+                // A directory that loses its name takes its link to its parent along.
+                self.touch_directory(old.directory, handle, -i32::from(is_directory));
+                self.touch_directory(new.directory, handle, 0);
+                self.touch_changed(handle, moved);
+                if is_directory {
+                    self.drop_all_links(handle, target);
+                } else {
+                    self.drop_link(handle, target);
+                }
+                Ok(())
+            })
+    }
+
+    fn exchange(
+        &self,
+        old: Place<'_>,
+        new: Place<'_>,
+        moved: &Arc<Inode>,
+        target: &Arc<Inode>,
+    ) -> Result<()> {
+        let is_across = old.directory.nr() != new.directory.nr();
+        let moved_crosses = is_across && moved.is_directory();
+        let target_crosses = is_across && target.is_directory();
+        let _children = lock_children(
+            moved_crosses.then_some(moved),
+            target_crosses.then_some(target),
+        );
+        self.volume
+            .transact(self.rename_credits(old, new)?, |handle| {
+                let moved_kind = file_type(moved.mode());
+                let target_kind = file_type(target.mode());
+                self.directory(new.directory)
+                    .replace(handle, new.name, moved.nr(), moved_kind)?;
+                self.directory(old.directory).replace(
+                    handle,
+                    old.name,
+                    target.nr(),
+                    target_kind,
+                )?;
+                self.set_parent(handle, moved, moved_crosses, new.directory)?;
+                self.set_parent(handle, target, target_crosses, old.directory)?;
+                let gained = i32::from(moved_crosses) - i32::from(target_crosses);
+                self.touch_directory(old.directory, handle, -gained);
+                self.touch_directory(new.directory, handle, gained);
+                self.touch_changed(handle, moved);
+                self.touch_changed(handle, target);
+                Ok(())
+            })
+    }
+
+    fn set_parent(
+        &self,
+        handle: &mut Handle<'_>,
+        moved: &Inode,
+        crosses: bool,
+        parent: &Inode,
+    ) -> Result<()> {
+        if crosses {
+            self.directory(moved).set_parent(handle, parent.nr())
+        } else {
+            Ok(())
+        }
+    }
+
+    fn touch_changed(&self, handle: &mut Handle<'_>, inode: &Inode) {
+        let now = self.volume.now();
+        inode.update(&self.volume, handle, |state, _| {
+            state.fields_mut().set_ctime(now)
+        });
+    }
+
+    /// Without dir_nlink a directory's links are limited.
+    pub(super) fn check_links(&self, directory: &Inode) -> Result<()> {
+        let counts_on = self
+            .volume
+            .geometry
+            .ro_compat
+            .contains(crate::layout::RoCompat::DIR_NLINK);
+        if !counts_on && directory.state().fields().links_count() >= LINKS_MAX {
+            return Err(Error::TooManyLinks);
+        }
+        Ok(())
+    }
+
+    fn rename_credits(&self, old: Place<'_>, new: Place<'_>) -> Result<u32> {
+        let entries = self.entry_credits(old.directory)? + self.entry_credits(new.directory)?;
+        // Both inodes, the `..` of both, and an orphan.
+        Ok(entries + 4 * CREDITS_INODE + CREDITS_ORPHAN)
+    }
+}
+
+/// Locks both directories, an ancestor before its descendant, else by number.
+fn lock_directories<'a>(
+    old: &'a Arc<Inode>,
+    new: &'a Arc<Inode>,
+    above: &Above,
+) -> (RwLockWriteGuard<'a, ()>, Option<RwLockWriteGuard<'a, ()>>) {
+    if old.nr() == new.nr() {
+        return (old.io.write(), None);
+    }
+    let new_is_above = above.old.contains(&new.nr());
+    let old_is_above = above.new.contains(&old.nr());
+    let old_first = old_is_above || (!new_is_above && old.nr() < new.nr());
+    let (first, second) = if old_first { (old, new) } else { (new, old) };
+    let first = first.io.write();
+    (first, Some(second.io.write()))
+}
+
+/// Locks inodes below the directories of a rename, by number.
+fn lock_children<'a>(
+    a: Option<&'a Arc<Inode>>,
+    b: Option<&'a Arc<Inode>>,
+) -> [Option<RwLockWriteGuard<'a, ()>>; 2] {
+    let mut both = [a, b];
+    both.sort_by_key(|inode| inode.map(|inode| inode.nr()));
+    both.map(|inode| inode.map(|inode| inode.io.write()))
+}
