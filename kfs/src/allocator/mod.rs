@@ -19,6 +19,7 @@
 mod bitmap;
 mod blocks;
 mod fixed;
+mod group_bitmaps;
 mod groups;
 mod inodes;
 mod pending;

@@ -240,7 +240,12 @@ fn frees_that_cannot_be_are_refused() {
         free(last, 1),
         Error::Corrupt(Corrupt::RunNotInUse { .. })
     ));
-    drop(handle);
+}
+
+#[test]
+fn promised_and_protected_runs_are_no_data() {
+    let volume = TestVolume::open(&image());
+    let allocator = &volume.allocator;
     let reservation = volume.reserve(20_000, 100).unwrap();
     let run = reservation.run();
     assert!(allocator.is_valid_data_run(run) && !allocator.is_allocated(run).unwrap());
@@ -249,6 +254,12 @@ fn frees_that_cannot_be_are_refused() {
         len: 1,
     }]);
     assert!(!allocator.is_valid_data_run(run));
+}
+
+#[test]
+fn inodes_that_cannot_be_are_refused() {
+    let volume = TestVolume::open(&image());
+    let allocator = &volume.allocator;
     let mut handle = volume.journal.start(FREE_INODE_CREDITS).unwrap();
     let error = allocator
         .free_inode(&mut handle, InodeNr::ROOT, true)

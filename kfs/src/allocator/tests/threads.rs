@@ -4,10 +4,8 @@
 
 use super::volume::{TestVolume, make_image};
 use crate::Error;
-use crate::allocator::{
-    ALLOCATE_CREDITS, ALLOCATE_INODE_CREDITS, BlockRequest, FREE_INODE_CREDITS,
-};
-use crate::ids::{BlockNr, InodeNr, Run};
+use crate::allocator::{ALLOCATE_CREDITS, ALLOCATE_INODE_CREDITS, FREE_INODE_CREDITS};
+use crate::ids::{InodeNr, Run};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst};
 
@@ -50,87 +48,106 @@ struct Shared<'v> {
     barrier: Barrier,
 }
 
-fn work(shared: &Shared<'_>, me: u8) {
-    let (volume, allocator) = (shared.volume, &shared.volume.allocator);
-    let mut seed = u64::from(me);
-    shared.barrier.wait();
-    let mut runs: Vec<Run> = Vec::new();
-    let mut inodes: Vec<(InodeNr, bool)> = Vec::new();
-    for _ in 0..ROUNDS {
-        match next(&mut seed) % 8 {
-            0..4 => {
-                let goal = BlockNr(u64::from(next(&mut seed)) % volume.geometry.blocks_count);
-                let len = 1 + next(&mut seed) % (1 << (next(&mut seed) % 12));
-                match allocator.reserve(BlockRequest {
-                    goal,
-                    len,
-                    privileged: true,
-                }) {
-                    Ok(mut reservation) => {
-                        shared.blocks.change(range(reservation.run()), 0, me);
-                        let len = 1 + next(&mut seed) % reservation.len();
-                        let mut handle = volume.journal.start(ALLOCATE_CREDITS).unwrap();
-                        runs.push(allocator.allocate(&mut handle, &mut reservation, len));
-                        shared.blocks.change(range(reservation.run()), me, 0);
-                    }
-                    Err(Error::NoSpace) => drop(shared.no_space.fetch_add(1, SeqCst)),
-                    Err(error) => panic!("{error}"),
+/// What one thread owns.
+struct Worker<'v> {
+    shared: &'v Shared<'v>,
+    me: u8,
+    seed: u64,
+    runs: Vec<Run>,
+    inodes: Vec<(InodeNr, bool)>,
+}
+
+impl Worker<'_> {
+    fn next(&mut self) -> u32 {
+        next(&mut self.seed)
+    }
+
+    fn work(mut self) {
+        self.shared.barrier.wait();
+        for _ in 0..ROUNDS {
+            match self.next() % 8 {
+                0..4 => self.take_blocks(),
+                4..6 if !self.runs.is_empty() => {
+                    let which = self.next() as usize % self.runs.len();
+                    let run = self.runs.swap_remove(which);
+                    self.free_blocks(run);
                 }
-            }
-            4..6 if !runs.is_empty() => {
-                let run = runs.swap_remove(next(&mut seed) as usize % runs.len());
-                let mut handle = volume
-                    .journal
-                    .start(allocator.free_credits(run.len))
-                    .unwrap();
-                shared.blocks.change(range(run), me, 0);
-                allocator.free(&mut handle, run).unwrap();
-            }
-            6 => {
-                let parent = InodeNr(2 + next(&mut seed) % (volume.geometry.inodes_count - 2));
-                let is_directory = next(&mut seed).is_multiple_of(3);
-                if let Ok(reservation) = allocator.reserve_inode(parent, is_directory) {
-                    let inode = reservation.inode();
-                    shared
-                        .inodes
-                        .change(inode.0.into()..u64::from(inode.0) + 1, 0, me);
-                    let mut handle = volume.journal.start(ALLOCATE_INODE_CREDITS).unwrap();
-                    allocator.allocate_inode(&mut handle, reservation);
-                    inodes.push((inode, is_directory));
+                6 => self.take_inode(),
+                7 if self.inodes.len() > 20 => {
+                    let (inode, is_directory) = self.inodes.swap_remove(3);
+                    self.free_inode(inode, is_directory);
                 }
+                _ => {}
             }
-            7 if inodes.len() > 20 => {
-                let (inode, is_directory) = inodes.swap_remove(3);
-                let mut handle = volume.journal.start(FREE_INODE_CREDITS).unwrap();
-                shared
-                    .inodes
-                    .change(inode.0.into()..u64::from(inode.0) + 1, me, 0);
-                allocator
-                    .free_inode(&mut handle, inode, is_directory)
-                    .unwrap();
+            if self.next().is_multiple_of(64) {
+                self.shared.volume.journal.commit_all().unwrap();
             }
-            _ => {}
         }
-        if next(&mut seed).is_multiple_of(64) {
-            volume.journal.commit_all().unwrap();
+        // All hold what they have until the last is done, so that the volume runs full.
+        self.shared.barrier.wait();
+        for run in std::mem::take(&mut self.runs) {
+            self.free_blocks(run);
+        }
+        for (inode, is_directory) in std::mem::take(&mut self.inodes) {
+            self.free_inode(inode, is_directory);
         }
     }
-    // All hold what they have until the last is done, so that the volume runs full.
-    shared.barrier.wait();
-    for run in runs {
-        shared.blocks.change(range(run), me, 0);
-        let mut handle = volume
-            .journal
-            .start(allocator.free_credits(run.len))
-            .unwrap();
-        allocator.free(&mut handle, run).unwrap();
+
+    fn take_blocks(&mut self) {
+        let volume = self.shared.volume;
+        let goal = u64::from(self.next()) % volume.geometry.blocks_count;
+        let order = self.next() % 12;
+        let len = 1 + self.next() % (1 << order);
+        match volume.reserve(goal, len) {
+            Ok(mut reservation) => {
+                self.shared
+                    .blocks
+                    .change(range(reservation.run()), 0, self.me);
+                let len = 1 + self.next() % reservation.len();
+                let mut handle = volume.journal.start(ALLOCATE_CREDITS).unwrap();
+                self.runs.push(
+                    volume
+                        .allocator
+                        .allocate(&mut handle, &mut reservation, len),
+                );
+                self.shared
+                    .blocks
+                    .change(range(reservation.run()), self.me, 0);
+            }
+            Err(Error::NoSpace) => drop(self.shared.no_space.fetch_add(1, SeqCst)),
+            Err(error) => panic!("{error}"),
+        }
     }
-    for (inode, is_directory) in inodes {
-        shared
-            .inodes
-            .change(inode.0.into()..u64::from(inode.0) + 1, me, 0);
+
+    fn free_blocks(&self, run: Run) {
+        let volume = self.shared.volume;
+        let credits = volume.allocator.free_credits(run.len);
+        let mut handle = volume.journal.start(credits).unwrap();
+        self.shared.blocks.change(range(run), self.me, 0);
+        volume.allocator.free(&mut handle, run).unwrap();
+    }
+
+    fn take_inode(&mut self) {
+        let volume = self.shared.volume;
+        let parent = InodeNr(2 + self.next() % (volume.geometry.inodes_count - 2));
+        let is_directory = self.next().is_multiple_of(3);
+        if let Ok(reservation) = volume.allocator.reserve_inode(parent, is_directory) {
+            let inode = reservation.inode();
+            let nr = u64::from(inode.0);
+            self.shared.inodes.change(nr..nr + 1, 0, self.me);
+            let mut handle = volume.journal.start(ALLOCATE_INODE_CREDITS).unwrap();
+            volume.allocator.allocate_inode(&mut handle, reservation);
+            self.inodes.push((inode, is_directory));
+        }
+    }
+
+    fn free_inode(&self, inode: InodeNr, is_directory: bool) {
+        let volume = self.shared.volume;
+        let nr = u64::from(inode.0);
         let mut handle = volume.journal.start(FREE_INODE_CREDITS).unwrap();
-        allocator
+        self.shared.inodes.change(nr..nr + 1, self.me, 0);
+        volume
+            .allocator
             .free_inode(&mut handle, inode, is_directory)
             .unwrap();
     }
@@ -153,7 +170,14 @@ fn threads_share_a_small_volume() {
     std::thread::scope(|scope| {
         for me in 1..=THREADS {
             let shared = &shared;
-            scope.spawn(move || work(shared, me));
+            let worker = Worker {
+                shared,
+                me,
+                seed: me.into(),
+                runs: Vec::new(),
+                inodes: Vec::new(),
+            };
+            scope.spawn(move || worker.work());
         }
     });
     assert!(
