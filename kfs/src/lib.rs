@@ -5,6 +5,8 @@ pub mod allocator;
 pub mod checksum;
 mod corrupt;
 pub mod dir;
+#[cfg(test)]
+mod e2fsprogs;
 mod error;
 pub mod extent;
 mod file;

@@ -27,6 +27,8 @@ mod region;
 mod set;
 
 #[cfg(test)]
+mod image_tests;
+#[cfg(test)]
 mod tests;
 
 pub use block::{Applied, BlockChange, CREDITS, XattrBlock};
