@@ -2,6 +2,7 @@
 
 mod damage;
 mod fake;
+mod image;
 mod model;
 
 pub(in crate::dir) use fake::format_for_tests;
