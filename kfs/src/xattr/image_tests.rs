@@ -112,7 +112,7 @@ const KINDS: [&[&str]; 4] = [
 
 fn image_with_file(options: &[&str]) -> Image {
     Image::make(options, "8M", |source| {
-        std::fs::write(source.join("file"), "content").unwrap()
+        std::fs::write(source.join("file"), "content").unwrap();
     })
 }
 
