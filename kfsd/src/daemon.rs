@@ -19,15 +19,13 @@ use kfsctl::protocol::{ErrorCode, Request, RequestError};
 use kfsctl::status::{DaemonStatus, TransportKind};
 use rustix::process::{Resource, Rlimit};
 use serde_json::Value;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 
 /// Open files wanted where nothing else is said.
 const OPEN_FILES: u64 = 1_000_000;
-/// Name of the volume for a guest, where nothing else is said. Most monitors have their own.
-const DEFAULT_TAG: &str = "kfs";
 
 /// Serves until the end. Returns whether all went well.
 pub fn run(config: &Config) -> Result<bool, VolumeError> {
@@ -38,8 +36,9 @@ pub fn run(config: &Config) -> Result<bool, VolumeError> {
     // Signals wait from here on, so that what was begun is always ended.
     let events = Events::new()?;
     let control = control_listener(&config.control)?;
+    let sockets = open_sockets(config)?;
     let volume = open_volume(config)?;
-    let result = serve(config, &volume, control, &events);
+    let result = serve(config, &volume, sockets, control, &events);
     let closed = volume.shutdown();
     let is_well = result?;
     closed?;
@@ -50,12 +49,18 @@ pub fn run(config: &Config) -> Result<bool, VolumeError> {
 fn serve(
     config: &Config,
     volume: &Arc<dyn Volume>,
+    sockets: Vec<(PathBuf, Socket)>,
     control: Option<ControlListener>,
     events: &Events,
 ) -> Result<bool, VolumeError> {
     let mut users = Vec::new();
+    for (path, socket) in sockets {
+        users.push(open_device(config, socket, path, volume)?);
+    }
     for endpoint in &config.endpoints {
-        users.push(open_endpoint(config, endpoint, volume)?);
+        if let Endpoint::Mount(path) = endpoint {
+            users.push(open_mount(config, path, volume)?);
+        }
     }
     let metrics = Metrics::new(users.iter().map(|user| user.describe(config)).collect());
     let status = StatusHandler {
@@ -171,58 +176,65 @@ enum Stopper {
     Socket(VhostUserStopper),
 }
 
-fn open_endpoint(
-    config: &Config,
-    endpoint: &Endpoint,
-    volume: &Arc<dyn Volume>,
-) -> Result<Opened, VolumeError> {
-    match endpoint {
-        Endpoint::Mount(path) => {
-            let source = match &config.source {
-                Source::Image(path) | Source::SharedDir(path) => path.to_string_lossy(),
-            };
-            let threads = std::thread::available_parallelism().map_or(2, |count| count.get());
-            let mount = FuseMount::new(
-                volume.new_session()?,
-                &source,
-                path,
-                &config.mount_options,
-                threads,
-            )?;
-            log::info!("mounted on {}", path.display());
-            Ok(Opened::Mount {
-                path: path.clone(),
-                mount,
-            })
-        }
-        Endpoint::Socket(path) => {
-            let socket = Socket::bind(path)?;
-            if let Some(group) = config.socket_group {
-                socket.set_group(group)?;
+/// Binds the sockets, whose paths are out of reach from within a sandbox.
+fn open_sockets(config: &Config) -> Result<Vec<(PathBuf, Socket)>, VolumeError> {
+    let mut sockets = Vec::new();
+    for endpoint in &config.endpoints {
+        match endpoint {
+            Endpoint::Socket(path) => {
+                let socket = Socket::bind(path)?;
+                if let Some(group) = config.socket_group {
+                    socket.set_group(group)?;
+                }
+                sockets.push((path.clone(), socket));
             }
-            open_socket(config, socket, path.clone(), volume)
-        }
-        Endpoint::Fd(number) => {
-            let socket = Socket::from_fd(sys::inherited_fd(*number)?)?;
-            open_socket(config, socket, format!("fd {number}").into(), volume)
+            Endpoint::Fd(number) => {
+                let socket = Socket::from_fd(sys::inherited_fd(*number)?)?;
+                sockets.push((format!("fd {number}").into(), socket));
+            }
+            Endpoint::Mount(_) => {}
         }
     }
+    Ok(sockets)
 }
 
-fn open_socket(
+fn open_device(
     config: &Config,
     socket: Socket,
     path: PathBuf,
     volume: &Arc<dyn Volume>,
 ) -> Result<Opened, VolumeError> {
     let options = DeviceOptions {
-        tag: config.tag.clone().unwrap_or_else(|| DEFAULT_TAG.into()),
+        tag: config.tag.clone(),
         request_queues: config.request_queues,
         once: !config.keep_listening,
     };
     let server = VhostUserServer::new(volume.new_session()?, socket, options)?;
     log::info!("waiting for a virtual machine at {}", path.display());
     Ok(Opened::Socket { path, server })
+}
+
+fn open_mount(
+    config: &Config,
+    path: &Path,
+    volume: &Arc<dyn Volume>,
+) -> Result<Opened, VolumeError> {
+    let source = match &config.source {
+        Source::Image(path) | Source::SharedDir(path) => path.to_string_lossy(),
+    };
+    let threads = std::thread::available_parallelism().map_or(2, |count| count.get());
+    let mount = FuseMount::new(
+        volume.new_session()?,
+        &source,
+        path,
+        &config.mount_options,
+        threads,
+    )?;
+    log::info!("mounted on {}", path.display());
+    Ok(Opened::Mount {
+        path: path.into(),
+        mount,
+    })
 }
 
 impl Opened {

@@ -40,8 +40,10 @@ pub const MAX_REQUEST_QUEUES: u16 = 63;
 /// What the device says about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceOptions {
-    /// The name that the guest mounts.
-    pub tag: String,
+    /// The name that the guest mounts, for monitors that ask the device for it. Without one the
+    /// device has no configuration space: QEMU's vhost-user-fs has a tag of its own, and warns of
+    /// a second one.
+    pub tag: Option<String>,
     /// Request queues that the device offers; a monitor may use fewer.
     pub request_queues: u16,
     /// Whether [`VhostUserServer::run`] returns when the monitor goes.
@@ -67,17 +69,20 @@ pub enum DeviceError {
 
 /// `struct virtio_fs_config`: the tag, padded with NULs, the number of request queues and the size
 /// of notification buffers.
-fn config_space(options: &DeviceOptions) -> [u8; MAX_TAG + 8] {
+type ConfigSpace = [u8; MAX_TAG + 8];
+
+fn config_space(options: &DeviceOptions) -> Option<ConfigSpace> {
+    let tag = options.tag.as_ref()?;
     let mut config = [0; MAX_TAG + 8];
-    config[..options.tag.len()].copy_from_slice(options.tag.as_bytes());
+    config[..tag.len()].copy_from_slice(tag.as_bytes());
     let queues = u32::from(options.request_queues).to_le_bytes();
     config[MAX_TAG..MAX_TAG + 4].copy_from_slice(&queues);
-    config
+    Some(config)
 }
 
 /// The device of one connection.
 struct Device {
-    config: [u8; MAX_TAG + 8],
+    config: Option<ConfigSpace>,
     session: Arc<Session>,
     workers: Vec<QueueWorker>,
     exits: Vec<(EventConsumer, EventNotifier)>,
@@ -137,11 +142,12 @@ impl VhostUserBackend for DeviceRef {
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
-        VhostUserProtocolFeatures::MQ
+        let mut features = VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
-            | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
-            | VhostUserProtocolFeatures::RESET_DEVICE
+            | VhostUserProtocolFeatures::RESET_DEVICE;
+        features.set(VhostUserProtocolFeatures::CONFIG, self.0.config.is_some());
+        features
     }
 
     fn set_event_idx(&self, _: bool) {
@@ -154,7 +160,8 @@ impl VhostUserBackend for DeviceRef {
 
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
         let range = offset as usize..(offset as usize).saturating_add(size as usize);
-        self.0.config.get(range).unwrap_or_default().to_vec()
+        let config = self.0.config.as_ref().and_then(|config| config.get(range));
+        config.unwrap_or_default().to_vec()
     }
 
     fn update_memory(&self, _: Memory) -> io::Result<()> {
@@ -238,8 +245,9 @@ impl VhostUserServer {
         socket: Socket,
         options: DeviceOptions,
     ) -> Result<Self, DeviceError> {
-        if options.tag.is_empty() || options.tag.len() > MAX_TAG || options.tag.contains('\0') {
-            return Err(DeviceError::Tag(options.tag));
+        let fits = |tag: &String| !tag.is_empty() && tag.len() <= MAX_TAG && !tag.contains('\0');
+        if let Some(tag) = options.tag.as_ref().filter(|tag| !fits(tag)) {
+            return Err(DeviceError::Tag(tag.clone()));
         }
         if !(1..=MAX_REQUEST_QUEUES).contains(&options.request_queues) {
             return Err(DeviceError::Queues(options.request_queues));

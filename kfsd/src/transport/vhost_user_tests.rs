@@ -42,7 +42,7 @@ struct Served {
 
 fn options() -> DeviceOptions {
     DeviceOptions {
-        tag: "myfs".into(),
+        tag: Some("myfs".into()),
         request_queues: 2,
         once: false,
     }
@@ -525,7 +525,7 @@ fn impossible_options_are_refused() {
     let server = |tag: &str, request_queues| {
         let socket = Socket::bind(&dir.path().join("sock")).unwrap();
         let options = DeviceOptions {
-            tag: tag.into(),
+            tag: Some(tag.into()),
             request_queues,
             once: false,
         };
