@@ -3,6 +3,8 @@
 //! A holder stands for the inode and its block: plans are put into it and the next step parses what
 //! they have made.
 
+mod image;
+
 use super::*;
 use crate::corrupt::Corrupt;
 use crate::error::{Error, Result};
