@@ -4,9 +4,11 @@
 //! grow deep, and an allocator whose space can be limited.
 
 mod damage;
+mod images;
 mod model;
 
 use super::*;
+use crate::corrupt::Corrupt;
 use crate::error::Error;
 use crate::ids::Run;
 use crate::layout::RawSuperblock;
@@ -45,6 +47,7 @@ struct Volume {
     journal: Journal,
     geometry: Geometry,
     nodes: FakeAllocator,
+    generation: u32,
 }
 
 #[derive(Default)]
@@ -90,7 +93,7 @@ impl NodeAllocator for FakeAllocator {
         reservation.left = reservation.left.checked_sub(1).expect("promised");
         state.promised -= 1;
         state.next += 1;
-        let nr = NODES_START + state.next;
+        let nr = state.next;
         assert!(state.used.insert(nr));
         BlockNr(nr)
     }
@@ -103,22 +106,36 @@ impl NodeAllocator for FakeAllocator {
 
 impl Volume {
     fn new(csum: bool) -> Self {
-        let geometry = geometry(csum);
-        let device: Arc<dyn BlockDevice> = Arc::new(MemoryDevice::new(BLOCKS * 1024));
-        let cache = Arc::new(BufferCache::new(Arc::clone(&device), 1024, BLOCKS, 1 << 24));
+        let device = Arc::new(MemoryDevice::new(BLOCKS * 1024));
+        Self::open(device, geometry(csum), NODES_START)
+    }
+
+    /// Nodes are allocated from `nodes_start` on.
+    fn open(device: Arc<MemoryDevice>, geometry: Geometry, nodes_start: u64) -> Self {
+        let device: Arc<dyn BlockDevice> = device;
+        let (block_size, blocks) = (geometry.block_size, geometry.blocks_count);
+        let cache = BufferCache::new(Arc::clone(&device), block_size, blocks, 1 << 24);
+        let cache = Arc::new(cache);
         let journal = Journal::open(device, Arc::clone(&cache), None);
         let nodes = FakeAllocator::default();
         nodes.0.lock().limit = u64::MAX;
+        nodes.0.lock().next = nodes_start;
         Self {
             cache,
             journal,
             geometry,
             nodes,
+            generation: 77,
         }
     }
 
+    fn commit(&self) {
+        let tid = self.journal.running_tid();
+        self.journal.commit(tid).expect("memory");
+    }
+
     fn tree(&self) -> ExtentTree<'_> {
-        ExtentTree::new(&self.cache, &self.geometry, InodeNr(12), 77)
+        ExtentTree::new(&self.cache, &self.geometry, InodeNr(12), self.generation)
     }
 
     fn insert(&self, root: &mut Root, extent: Extent) -> Result<NodeChange> {

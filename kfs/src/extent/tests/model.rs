@@ -5,10 +5,10 @@ use super::*;
 use proptest::prelude::*;
 
 /// What a block is mapped to.
-type Model = BTreeMap<u32, (u64, bool)>;
+pub(super) type Model = BTreeMap<u32, (u64, bool)>;
 
 #[derive(Clone, Debug)]
-enum Op {
+pub(super) enum Op {
     Insert {
         first: u32,
         len: u32,
@@ -36,7 +36,7 @@ enum Op {
     DropCaches,
 }
 
-const LOGICAL_RANGE: u32 = 6000;
+pub(super) const LOGICAL_RANGE: u32 = 6000;
 
 fn op() -> impl Strategy<Value = Op> {
     let at = 0..LOGICAL_RANGE;
@@ -56,22 +56,33 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 /// A tree and its model.
-struct Pair {
-    volume: Volume,
-    root: Root,
-    model: Model,
-    next_physical: u64,
-    node_blocks: i64,
+pub(super) struct Pair {
+    pub(super) volume: Volume,
+    pub(super) root: Root,
+    pub(super) model: Model,
+    pub(super) next_physical: u64,
+    pub(super) node_blocks: i64,
 }
 
 impl Pair {
+    /// An empty tree. Data blocks are taken from `physical` on.
+    pub(super) fn new(volume: Volume, physical: u64) -> Self {
+        Self {
+            volume,
+            root: ExtentTree::empty_root(),
+            model: Model::new(),
+            next_physical: physical,
+            node_blocks: 0,
+        }
+    }
+
     fn physical(&mut self, len: u32) -> u64 {
         self.next_physical += u64::from(len) + 1;
         assert!(self.next_physical < NODES_START);
         self.next_physical - u64::from(len)
     }
 
-    fn insert(&mut self, first: u32, len: u32, unwritten: bool, joined: bool) {
+    pub(super) fn insert(&mut self, first: u32, len: u32, unwritten: bool, joined: bool) {
         let taken = (first..first + len).any(|block| self.model.contains_key(&block));
         let before = first
             .checked_sub(1)
@@ -116,7 +127,7 @@ impl Pair {
         }
     }
 
-    fn remove(&mut self, first: u32, len: u32) {
+    pub(super) fn remove(&mut self, first: u32, len: u32) {
         let mut removed = BTreeSet::new();
         self.in_handles(
             first,
@@ -141,7 +152,7 @@ impl Pair {
         assert_eq!(removed, want);
     }
 
-    fn mark(&mut self, first: u32, len: u32, unwritten: bool) {
+    pub(super) fn mark(&mut self, first: u32, len: u32, unwritten: bool) {
         let credits = STEP_CREDITS_MAX + KEPT_CREDITS;
         self.in_handles(first, len, credits, |root, handle, volume, at, len| {
             let (tree, nodes) = (volume.tree(), &volume.nodes);
@@ -159,7 +170,7 @@ impl Pair {
     }
 
     /// Moves a stretch around some mapped block.
-    fn replace(&mut self, pick: usize, unwritten: bool) {
+    pub(super) fn replace(&mut self, pick: usize, unwritten: bool) {
         if self.model.is_empty() {
             return;
         }
@@ -200,7 +211,7 @@ impl Pair {
         assert_eq!(old, want);
     }
 
-    fn run(&mut self, op: &Op) {
+    pub(super) fn run(&mut self, op: &Op) {
         match *op {
             Op::Insert {
                 first,
@@ -223,14 +234,13 @@ impl Pair {
                 }
             }
             Op::DropCaches => {
-                let tid = self.volume.journal.running_tid();
-                self.volume.journal.commit(tid).expect("memory");
+                self.volume.commit();
                 self.volume.cache.drop_clean();
             }
         }
     }
 
-    fn compare(&self) {
+    pub(super) fn compare(&self) {
         self.volume.check(&self.root);
         assert_eq!(
             self.node_blocks,
@@ -275,13 +285,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
     fn a_tree_is_a_map(ops in prop::collection::vec(op(), 1..60), csum: bool) {
-        let mut pair = Pair {
-            volume: Volume::new(csum),
-            root: ExtentTree::empty_root(),
-            model: Model::new(),
-            next_physical: 10,
-            node_blocks: 0,
-        };
+        let mut pair = Pair::new(Volume::new(csum), 10);
         for op in &ops {
             pair.run(op);
             pair.compare();
