@@ -205,13 +205,6 @@ pub(super) fn find_place(entries: Entries<'_>, name: &[u8]) -> Result<Place> {
     Ok(place)
 }
 
-/// Bytes that the entries of a block take without gaps.
-pub(super) fn used_bytes(entries: Entries<'_>) -> Result<usize> {
-    entries
-        .map(|entry| entry.map(|entry| entry.used_size()))
-        .sum()
-}
-
 /// Writes a record.
 fn write_record(
     format: &DirectoryFormat,

@@ -28,13 +28,9 @@ impl<B: DirectoryBlocks> Directory<B> {
         let path = self.probe(&root, hash)?;
         let block = path.leaf();
         let buffer = self.leaf_block(block)?;
-        let (place, used) = {
+        let place = {
             let bytes = buffer.read();
-            let entries = || Entries::of_leaf(&self.format, block, &bytes);
-            (
-                block::find_place(entries(), entry.name)?,
-                block::used_bytes(entries())?,
-            )
+            block::find_place(Entries::of_leaf(&self.format, block, &bytes), entry.name)?
         };
         if place == Place::Taken
             || (path.continues(hash) && self.find_in_tree(entry.name)?.is_some())
@@ -47,7 +43,8 @@ impl<B: DirectoryBlocks> Directory<B> {
         }
         let content = buffer.freeze();
         let hashed = self.hashed_entries(&root.hasher, block, &content, entry)?;
-        if used + entry.size() <= self.format.leaf_len() {
+        let size: usize = hashed.iter().map(|(_, entry)| entry.size()).sum();
+        if size <= self.format.leaf_len() {
             let packed = block::pack(&self.format, hashed.iter().map(|&(_, entry)| entry));
             handle.get_write_access(&buffer).copy_from_slice(&packed);
             return Ok(());

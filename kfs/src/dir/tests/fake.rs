@@ -6,6 +6,7 @@ use crate::ids::{BlockNr, InodeNr, LogicalBlock};
 use crate::layout::FileType;
 use crate::storage::{Buffer, BufferCache, Handle, Journal};
 use kfs_disk::{BlockDevice, MemoryDevice};
+use std::cell::Cell;
 use std::sync::Arc;
 
 /// Blocks of a directory on a device without journal.
@@ -18,6 +19,8 @@ pub(super) struct Fake {
     pub(super) indexed: bool,
     pub(super) cache: Arc<BufferCache>,
     pub(super) journal: Arc<Journal>,
+    /// Calls of `block`.
+    pub(super) reads: Cell<usize>,
 }
 
 /// A format with all features, half MD4.
@@ -56,6 +59,7 @@ impl Fake {
             indexed: false,
             cache,
             journal,
+            reads: Cell::new(0),
         }
     }
 
@@ -78,6 +82,7 @@ impl DirectoryBlocks for Fake {
     }
 
     fn block(&self, block: LogicalBlock) -> Result<Arc<Buffer>> {
+        self.reads.set(self.reads.get() + 1);
         self.cache.get(self.blocks[block.0 as usize])
     }
 

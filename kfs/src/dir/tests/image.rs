@@ -13,7 +13,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-const COUNT: u32 = 4000;
+const COUNT: u32 = 2500;
 
 fn name_of(number: u32) -> Vec<u8> {
     let mut name = format!("{number}-").into_bytes();
@@ -22,7 +22,7 @@ fn name_of(number: u32) -> Vec<u8> {
     } else {
         b"plain"
     };
-    while name.len() < 20 + (number as usize * 7) % 90 {
+    while name.len() < 60 + (number as usize * 7) % 180 {
         name.extend_from_slice(tail);
     }
     name

@@ -423,3 +423,22 @@ fn a_cookie_beyond_the_end_lists_nothing() {
         }
     }
 }
+
+/// The cost of a listing is that of its leaves, and of one way down for each call.
+#[test]
+fn listing_reads_each_leaf_about_once() {
+    let mut directory = Directory::new_in_memory(format_for_tests(4096, true), 3000);
+    for number in 0..100_000 {
+        directory
+            .add_now(format!("file-{number:0>12}").as_bytes(), number + 13)
+            .unwrap();
+    }
+    let leaves = directory.blocks.blocks.len();
+    directory.blocks.reads.set(0);
+    assert_eq!(list(&directory, 0, 500).len(), 100_002);
+    let (reads, calls) = (directory.blocks.reads.get(), 100_002 / 500 + 1);
+    assert!(
+        reads <= leaves + calls * 6,
+        "{reads} reads of {leaves} blocks in {calls} calls"
+    );
+}
