@@ -6,6 +6,7 @@
 use crate::config::{Config, ControlSocket, Endpoint, Source};
 use crate::control::{ControlListener, ControlServer, Handler};
 use crate::fuse::Session;
+use crate::image::{Image, ImageConfig};
 use crate::metrics::{Metrics, User};
 use crate::sandbox;
 use crate::shared_dir::{SharedDir, SharedDirConfig};
@@ -120,9 +121,14 @@ fn open_volume(config: &Config) -> Result<Arc<dyn Volume>, VolumeError> {
             sandbox::enter(&config.shared_dir, &mut directory)?;
             Ok(Arc::new(directory))
         }
-        Source::Image(path) => {
-            Err(format!("{}: this build of kfsd serves no images", path.display()).into())
-        }
+        Source::Image(path) => Ok(Arc::new(Image::open(&ImageConfig {
+            path: path.clone(),
+            read_only: config.read_only,
+            cache: config.cache,
+            writeback: config.writeback,
+            readdirplus: config.readdirplus,
+            timeout: config.timeout,
+        })?)),
     }
 }
 

@@ -10,6 +10,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod fuse;
+pub mod image;
 mod legacy_options;
 pub mod logging;
 pub mod metrics;

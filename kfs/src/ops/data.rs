@@ -50,6 +50,11 @@ impl Filesystem {
         self.file(inode).write(offset, len, source, options)
     }
 
+    /// A client has closed a file that it may have written: blocks kept ahead are given back.
+    pub fn finish_writing(&self, inode: &Inode) {
+        inode.drop_preallocation();
+    }
+
     /// fallocate(2).
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! Finding names.
 
 use crate::corrupt::Corrupt;
-use crate::dir::FileName;
+use crate::dir::{DirEntry, FileName};
 use crate::error::{Error, Result};
 use crate::fs::Filesystem;
 use crate::inode::Inode;
@@ -19,6 +19,14 @@ impl Filesystem {
         }
         let _io = directory.io.read();
         self.find(directory, name)?.ok_or(Error::NotFound)
+    }
+
+    /// The inode of an entry that a listing has told.
+    ///
+    /// # Errors
+    /// `Stale` when it is gone, `Corrupt`, `Io`.
+    pub fn inode_of(&self, entry: &DirEntry) -> Result<Arc<Inode>> {
+        self.inodes.get(&self.volume, entry.inode)
     }
 
     /// The directory that holds this one.

@@ -1,0 +1,154 @@
+//! An ext4 image as a volume.
+//!
+//! ```text
+//! session.rs   the FUSE operations of one session: decode, call `kfs`, encode
+//! nodes.rs     which inodes the session's kernel knows, and how often it has looked them up
+//! convert.rs   attributes, times and devices on the wire     ioctl.rs  flags of inodes
+//! data.rs      guest memory as the buffers of a read or write
+//! errno.rs     errors as errno
+//! ```
+//!
+//! A node id is an inode number with its generation: it means the same in every session and after
+//! a restart of the daemon.
+
+mod convert;
+mod data;
+mod errno;
+mod ioctl;
+mod nodes;
+mod session;
+
+use crate::config::CachePolicy;
+use crate::fuse::FileSystem;
+use crate::volume::{Volume, VolumeError};
+use kfs::{Filesystem, MountOptions, ReadOnlyReason};
+use kfs_disk::{BlockDevice, FileDevice, StatsDevice};
+use kfsctl::status;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use session::Session;
+
+/// Why an image cannot be served.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The file or device does not open.
+    #[error(transparent)]
+    Device(#[from] kfs_disk::OpenError),
+    /// It opens, but there is no file system that kfs can serve.
+    #[error("cannot serve {}", .path.display())]
+    Filesystem {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: kfs::Error,
+    },
+}
+
+/// How an image is served.
+#[derive(Clone, Debug)]
+pub struct ImageConfig {
+    /// The file or block device.
+    pub path: PathBuf,
+    /// Refuse changes.
+    pub read_only: bool,
+    /// Caching by the kernels of guests and mounts.
+    pub cache: CachePolicy,
+    /// Delayed writes by them.
+    pub writeback: bool,
+    /// READDIRPLUS.
+    pub readdirplus: bool,
+    /// How long names and attributes hold; the cache policy says so where it is not given.
+    pub timeout: Option<Duration>,
+}
+
+/// What all sessions of an image agree on.
+#[derive(Debug)]
+pub(crate) struct Rules {
+    pub(crate) cache: CachePolicy,
+    pub(crate) writeback: bool,
+    pub(crate) readdirplus: bool,
+    /// How long names and attributes hold.
+    pub(crate) timeout: Duration,
+}
+
+/// An image that is served.
+pub struct Image {
+    path: PathBuf,
+    filesystem: Arc<Filesystem>,
+    device: Arc<StatsDevice<FileDevice>>,
+    rules: Arc<Rules>,
+}
+
+impl Image {
+    /// Opens the image and the file system on it, replaying its journal if need be.
+    pub fn open(config: &ImageConfig) -> Result<Self, OpenError> {
+        let file = if config.read_only {
+            FileDevice::open_read_only(&config.path)?
+        } else {
+            FileDevice::open(&config.path)?
+        };
+        let device = Arc::new(StatsDevice::new(file));
+        let options = MountOptions {
+            read_only: config.read_only,
+            ..MountOptions::default()
+        };
+        let shared: Arc<dyn BlockDevice> = Arc::clone(&device) as Arc<dyn BlockDevice>;
+        let filesystem = Filesystem::open(shared, options).map_err(|source| {
+            let path = config.path.clone();
+            OpenError::Filesystem { path, source }
+        })?;
+        if filesystem.volume().read_only() == Some(ReadOnlyReason::Feature) {
+            log::warn!(
+                "{} has features that kfs can only read: serving it read-only",
+                config.path.display()
+            );
+        }
+        let timeout = config.timeout.unwrap_or(match config.cache {
+            CachePolicy::Auto => Duration::from_secs(1),
+            CachePolicy::Never => Duration::ZERO,
+            CachePolicy::Always | CachePolicy::Metadata => Duration::from_secs(86400),
+        });
+        let rules = Rules {
+            cache: config.cache,
+            writeback: config.writeback,
+            readdirplus: config.readdirplus,
+            timeout,
+        };
+        Ok(Self {
+            path: config.path.clone(),
+            filesystem,
+            device,
+            rules: Arc::new(rules),
+        })
+    }
+
+    /// The image, as it was given.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Volume for Image {
+    fn new_session(&self) -> Result<Arc<dyn FileSystem>, VolumeError> {
+        Ok(Arc::new(Session::new(
+            Arc::clone(&self.filesystem),
+            Arc::clone(&self.rules),
+        )?))
+    }
+
+    fn status(&self) -> status::VolumeStatus {
+        convert::volume_status(&self.path, &self.filesystem.status(), self.device.stats())
+    }
+
+    fn sync(&self) -> Result<(), VolumeError> {
+        Ok(self.filesystem.sync()?)
+    }
+
+    fn shutdown(&self) -> Result<(), VolumeError> {
+        Ok(self.filesystem.close()?)
+    }
+}
