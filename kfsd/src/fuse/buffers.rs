@@ -217,6 +217,20 @@ impl<'a> DataSource<'a> {
         Ok(())
     }
 
+    /// The first bytes without moving on, as many as there are. What is read later may differ:
+    /// the memory can be a guest's.
+    pub fn peek<const N: usize>(&self) -> [u8; N] {
+        let mut out = [0; N];
+        let mut at = 0;
+        for segment in &self.cursor.segments[self.cursor.first..] {
+            let len = segment.len.min(N - at);
+            // SAFETY: the segment is readable (`from_segments`), and `at + len <= N`.
+            unsafe { std::ptr::copy_nonoverlapping(segment.base, out.as_mut_ptr().add(at), len) };
+            at += len;
+        }
+        out
+    }
+
     /// Lets `f` have the next `len` bytes (or what is left) as slices for one `pwritev`, without
     /// moving on: call [`advance`](Self::advance) with what was taken.
     pub fn with_buffers<R>(&mut self, len: usize, f: impl FnOnce(&[IoSlice<'_>]) -> R) -> R {
@@ -415,6 +429,8 @@ mod tests {
         let mut list = segments(&mut parts);
         // SAFETY: the parts outlive the source.
         let mut source = unsafe { DataSource::from_segments(&mut list) };
+        assert_eq!(source.peek(), *b"abcd");
+        assert_eq!(source.peek(), *b"abcdef\0");
         let mut out = [0; 3];
         source.read_exact(&mut out).unwrap();
         assert_eq!(&out, b"abc");

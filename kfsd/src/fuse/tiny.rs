@@ -25,6 +25,8 @@ pub(crate) struct TinyFs {
     pub(crate) synced: AtomicU64,
     /// What `read`, `write` and `lookup` fail with, when not 0.
     pub(crate) fail: AtomicI64,
+    /// While somebody holds this, `fsync` waits.
+    pub(crate) gate: Mutex<()>,
     pub(crate) label: Mutex<Vec<u8>>,
 }
 
@@ -237,6 +239,7 @@ impl FileSystem for TinyFs {
     }
 
     fn fsync(&self, _: &Context, _: u64, _: u64, _: bool) -> Result<()> {
+        drop(self.gate.lock());
         self.synced.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }

@@ -107,6 +107,13 @@ impl GuestBuffers {
         self.memory = None;
     }
 
+    /// What the request asks for, as far as one can say before it is parsed.
+    pub(crate) fn opcode(&mut self) -> u32 {
+        let (source, _) = self.cursors();
+        let [_, _, _, _, opcode @ ..] = source.peek::<8>();
+        u32::from_ne_bytes(opcode)
+    }
+
     /// The cursors over the chain that was loaded.
     pub(crate) fn cursors(&mut self) -> (DataSource<'_>, DataSink<'_>) {
         // SAFETY: each segment is a slice of the guest's memory that `load` looked up, and

@@ -7,6 +7,7 @@ pub mod dev_fuse;
 mod dev_fuse_mount;
 mod guest_buffers;
 mod mount_options;
+mod offload;
 mod socket;
 pub mod vhost_user;
 mod worker;

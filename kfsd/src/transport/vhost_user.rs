@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -26,6 +27,7 @@ use vmm_sys_util::event::{
 };
 
 use super::guest_buffers::Memory;
+use super::offload::Offload;
 use super::socket::Socket;
 use super::worker::QueueWorker;
 use crate::fuse::{FileSystem, Session};
@@ -36,6 +38,9 @@ const MAX_QUEUE_SIZE: usize = 1024;
 pub const MAX_TAG: usize = 36;
 /// Most request queues: with the hiprio queue as many as `queues_per_thread` has bits.
 pub const MAX_REQUEST_QUEUES: u16 = 63;
+
+/// How long the end of a connection waits for requests that take long.
+const END_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the device says about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +90,7 @@ struct Device {
     config: Option<ConfigSpace>,
     session: Arc<Session>,
     workers: Vec<QueueWorker>,
+    offload: Offload,
     exits: Vec<(EventConsumer, EventNotifier)>,
     /// Descriptors that the library takes and does not close, see `close_leaked`.
     leaked: Mutex<Vec<RawFd>>,
@@ -94,7 +100,11 @@ impl Device {
     fn new(options: &DeviceOptions, session: Arc<Session>, memory: &Memory) -> io::Result<Self> {
         let queues = usize::from(options.request_queues) + 1;
         let warnings = Arc::new(AtomicU32::new(0));
-        let worker = |_| QueueWorker::new(session.clone(), memory.clone(), warnings.clone());
+        let offload = Offload::default();
+        let worker = |_| {
+            let (memory, offload) = (memory.clone(), offload.clone());
+            QueueWorker::new(session.clone(), memory, offload, warnings.clone())
+        };
         let flags = EventFlag::NONBLOCK | EventFlag::CLOEXEC;
         Ok(Self {
             config: config_space(options),
@@ -103,6 +113,7 @@ impl Device {
                 .map(|_| new_event_consumer_and_notifier(flags))
                 .collect::<io::Result<_>>()?,
             leaked: Mutex::default(),
+            offload,
             session,
         })
     }
@@ -326,6 +337,9 @@ impl VhostUserServer {
         // Waits for the queues' threads.
         drop(daemon);
         device.close_leaked();
+        if !device.offload.close(END_PATIENCE) {
+            log::warn!("{}: a request of the last monitor takes long", self.socket);
+        }
         self.session.end();
         result
     }

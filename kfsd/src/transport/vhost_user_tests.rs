@@ -423,6 +423,66 @@ fn hostile_chains_are_given_back_and_the_queue_goes_on() {
     served.stop();
 }
 
+/// Offers an FSYNC in descriptors that no other request uses.
+fn offer_fsync(guest: &mut Guest) {
+    let header = InHeader {
+        len: 56,
+        opcode: Opcode::Fsync as u32,
+        unique: 5,
+        nodeid: FILE,
+        ..InHeader::default()
+    };
+    let request = [header.as_bytes(), &[0; 16]].concat();
+    let at = REQUEST + 0x1_0000;
+    guest
+        .memory
+        .write_slice(&request, GuestAddress(at))
+        .unwrap();
+    let table = guest.queues[1].base + 32 * 16;
+    guest.put_descriptors(
+        table,
+        &[(at, 56, NEXT, 33), (REPLY + 0x1_0000, 16, WRITE, 0)],
+    );
+    guest.offer(1, 32);
+}
+
+#[test]
+fn a_slow_flush_holds_up_nobody() {
+    let served = serve(options());
+    let mut guest = Guest::connect(&served);
+    guest.init();
+    let closed = served.fs.gate.lock();
+    offer_fsync(&mut guest);
+    let reply = guest.call(1, Opcode::Lookup, 1, &[b"f\0"], 128);
+    assert_eq!(error(&reply), 0);
+    drop(closed);
+    assert_eq!(guest.wait(1), (32, 16));
+    assert_eq!(served.fs.synced.load(Ordering::Relaxed), 1);
+    served.stop();
+}
+
+#[test]
+fn stopping_a_queue_waits_for_its_requests() {
+    let served = serve(options());
+    let mut guest = Guest::connect(&served);
+    guest.init();
+    std::thread::scope(|scope| {
+        let closed = served.fs.gate.lock();
+        offer_fsync(&mut guest);
+        let reply = guest.call(1, Opcode::Lookup, 1, &[b"f\0"], 128);
+        assert_eq!(error(&reply), 0);
+        let frontend = guest.frontend.clone();
+        let stopped = scope.spawn(move || frontend.get_vring_base(1).unwrap());
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!stopped.is_finished(), "the request is still being served");
+        drop(closed);
+        assert_eq!(stopped.join().unwrap(), 3, "three were taken");
+    });
+    // It was given back before the queue stopped.
+    assert_eq!(guest.wait(1), (32, 16));
+    served.stop();
+}
+
 #[test]
 fn a_second_monitor_gets_a_session_of_its_own() {
     let served = serve(options());
