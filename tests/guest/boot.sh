@@ -116,6 +116,7 @@ pass_on() {
         case $line in
         *KFS-GUEST-EXIT*) echo "${line##* }" >"$work/status" ;;
         "KFS-COLLECT "*) printf '%s\n' "${line#KFS-COLLECT }" >&8 ;;
+        *"reboot: Power down") ;;
         *) printf '%s\n' "$line" ;;
         esac
     done 8>"$collect"
