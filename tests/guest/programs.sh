@@ -254,7 +254,8 @@ os.close(fd)
 
 fd = os.open(".", os.O_TMPFILE | os.O_RDWR, 0o640)
 os.write(fd, b"from nowhere")
-os.link(f"/proc/self/fd/{fd}", "tmpfile", follow_symlinks=True)
+# Python asks for AT_SYMLINK_FOLLOW only when it is given a folder.
+os.link(f"/proc/self/fd/{fd}", "tmpfile", src_dir_fd=os.open(".", os.O_RDONLY), follow_symlinks=True)
 os.close(fd)
 assert open("tmpfile").read() == "from nowhere"
 
