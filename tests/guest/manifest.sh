@@ -22,5 +22,5 @@ below -type l | xargs -0 -r -n 1 readlink
 echo "# contents"
 below -type f | xargs -0 -r sha256sum
 echo "# extended attributes"
-below ! -type l | xargs -0 -r getfattr -h -d -e hex -m -
+below ! -type l | xargs -0 -r getfattr -h -d -e hex -m - 2>/dev/null
 echo "# end"

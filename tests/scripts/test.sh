@@ -31,6 +31,7 @@ step() {
     passed=$((passed + ok)) failed=$((failed + bad))
 }
 
+export RUST_BACKTRACE=0
 tests/scripts/install-deps.sh build guest test || exit 1
 step format cargo fmt --all --check
 step lints cargo clippy --workspace --all-targets -- -D warnings

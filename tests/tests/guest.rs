@@ -87,7 +87,7 @@ fn tour_on_a_shared_folder() -> Result<()> {
     fs::create_dir(&shared)?;
     let report = serve(
         &workspace,
-        &["--shared-dir", text(&shared)],
+        &["--shared-dir", text(&shared), "--xattr", "--posix-acl"],
         "tour.sh",
         &["KFS_MANIFEST_BLOCKS=0"],
     )?;
@@ -116,7 +116,7 @@ fn programs_on_a_shared_folder() -> Result<()> {
     fs::create_dir(&shared)?;
     let report = serve(
         &workspace,
-        &["--shared-dir", text(&shared)],
+        &["--shared-dir", text(&shared), "--xattr", "--posix-acl"],
         "programs.sh",
         &["KFS_SMALL=1", "KFS_MANIFEST_BLOCKS=0"],
     )?;
