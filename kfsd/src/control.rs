@@ -4,17 +4,15 @@
 //! bounded and must arrive in time, clients are counted, each has a thread of its own. The socket
 //! is for the user of the daemon only.
 
+use crate::socket_file::SocketFile;
 use kfsctl::line::{LineError, LineStream, Patience};
 use kfsctl::protocol::{
     ErrorCode, Hello, PROTOCOL_NAME, PROTOCOL_VERSION, Reply, Request, RequestError,
 };
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::{AtFlags, Mode, OFlags};
 use serde_json::Value;
-use std::ffi::OsString;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -58,6 +56,7 @@ pub struct ControlError {
 fn in_use(source: &io::Error) -> &'static str {
     match source.kind() {
         io::ErrorKind::AddrInUse => " (another process listens there)",
+        io::ErrorKind::AlreadyExists => " (something else is there)",
         _ => "",
     }
 }
@@ -66,10 +65,7 @@ fn in_use(source: &io::Error) -> &'static str {
 #[derive(Debug)]
 pub struct ControlListener {
     listener: UnixListener,
-    path: PathBuf,
-    /// The directory of the file, which may not be reachable by path any more.
-    directory: OwnedFd,
-    name: OsString,
+    file: SocketFile,
 }
 
 impl ControlListener {
@@ -96,33 +92,15 @@ impl ControlListener {
     }
 
     fn bind(path: &Path) -> io::Result<Self> {
-        let name = path
-            .file_name()
-            .ok_or(io::ErrorKind::InvalidInput)?
-            .to_owned();
-        let parent = path
-            .parent()
-            .filter(|parent| !parent.as_os_str().is_empty());
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::open(parent.unwrap_or(Path::new(".")), flags, Mode::empty())?;
-        if is_stale(path) {
-            std::fs::remove_file(path)?;
-        }
-        let listener = UnixListener::bind(path)?;
-        let control = Self {
-            listener,
-            path: path.to_owned(),
-            directory,
-            name,
-        };
+        let (listener, file) = SocketFile::listen(path)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-        control.listener.set_nonblocking(true)?;
-        Ok(control)
+        listener.set_nonblocking(true)?;
+        Ok(Self { listener, file })
     }
 
     /// Where it listens.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.file.path()
     }
 
     /// Begins to answer.
@@ -139,32 +117,6 @@ impl ControlListener {
             stop: Some(stop),
             thread: Some(thread),
         })
-    }
-}
-
-impl Drop for ControlListener {
-    fn drop(&mut self) {
-        if let Err(errno) = rustix::fs::unlinkat(&self.directory, &self.name, AtFlags::empty()) {
-            log::debug!(
-                "the control socket {} stays behind: {errno}",
-                self.path.display()
-            );
-        }
-    }
-}
-
-/// Whether a socket is there that nobody listens on.
-fn is_stale(path: &Path) -> bool {
-    // Connecting to a plain file is refused as well.
-    if !path
-        .symlink_metadata()
-        .is_ok_and(|meta| meta.file_type().is_socket())
-    {
-        return false;
-    }
-    match UnixStream::connect(path) {
-        Ok(_) => false,
-        Err(error) => error.kind() == io::ErrorKind::ConnectionRefused,
     }
 }
 

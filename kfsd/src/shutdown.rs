@@ -19,25 +19,39 @@ pub enum Event {
 pub struct Events {
     sender: Sender<Event>,
     receiver: Receiver<Event>,
+    signals: Option<Signals>,
 }
 
 impl Events {
-    /// Takes over the signals that ask a process to end. They arrive here from now on, also while
-    /// the daemon is ending: a second one does not cut the end short.
+    /// Takes over the signals that ask a process to end. They are kept until
+    /// [`listen`](Self::listen) brings them here, also while the daemon is ending: a second one
+    /// does not cut the end short.
     pub fn new() -> io::Result<Self> {
         let (sender, receiver) = channel();
-        let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
-        let to_main = sender.clone();
+        let signals = Some(Signals::new([SIGTERM, SIGINT, SIGHUP])?);
+        Ok(Self {
+            sender,
+            receiver,
+            signals,
+        })
+    }
+
+    /// Starts the thread that brings the signals.
+    pub fn listen(&mut self) -> io::Result<()> {
+        let Some(mut signals) = self.signals.take() else {
+            return Ok(());
+        };
+        let sender = self.sender.clone();
         std::thread::Builder::new()
             .name("signals".into())
             .spawn(move || {
                 for signal in signals.forever() {
-                    if to_main.send(Event::Signal(signal)).is_err() {
+                    if sender.send(Event::Signal(signal)).is_err() {
                         log::info!("signal {signal}: the daemon is ending already");
                     }
                 }
             })?;
-        Ok(Self { sender, receiver })
+        Ok(())
     }
 
     /// For those who bring events.

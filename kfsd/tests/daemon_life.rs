@@ -194,3 +194,85 @@ fn capabilities_are_printed_for_management_programs() {
     let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(value["type"], "fs");
 }
+
+/// Serves a directory to virtual machines, with a file in it.
+fn with_socket(options: &[&str]) -> Daemon {
+    let scratch = tempfile::tempdir().unwrap();
+    let (host, socket) = (scratch.path().join("host"), scratch.path().join("socket"));
+    fs::create_dir(&host).unwrap();
+    fs::write(host.join("only file"), "").unwrap();
+    let mut args = vec!["--shared-dir".as_ref(), host.as_os_str()];
+    args.extend(["--socket-path".as_ref(), socket.as_os_str()]);
+    args.extend(options.iter().map(std::ffi::OsStr::new));
+    let daemon = Daemon::start(scratch, &args);
+    wait_until("the daemon serves", || {
+        Client::connect(&daemon.control()).is_ok_and(|mut client| client.status().is_ok())
+    });
+    daemon
+}
+
+#[test]
+fn the_sandbox_shuts_every_thread_in() {
+    for sandbox in ["namespace", "chroot"] {
+        let mut daemon = with_socket(&["--sandbox", sandbox, "--modcaps=-mknod"]);
+        let process = std::path::PathBuf::from(format!("/proc/{}", daemon.pid()));
+        let threads = || -> Vec<_> {
+            let entries = fs::read_dir(process.join("task")).unwrap();
+            entries.map(|entry| entry.unwrap().path()).collect()
+        };
+        // The thread that answered the first client goes with it.
+        wait_until(
+            "only main, signals, control and the socket are left",
+            || threads().len() == 4,
+        );
+        for thread in threads() {
+            let status = fs::read_to_string(thread.join("status")).unwrap();
+            let set = |name: &str| {
+                let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+                u64::from_str_radix(line.split_whitespace().last().unwrap(), 16).unwrap()
+            };
+            // CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID, SETFCAP.
+            let kept = 1 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 31;
+            for name in ["CapPrm:", "CapEff:", "CapBnd:"] {
+                assert_eq!(set(name), kept, "{name} of {}", thread.display());
+            }
+            let root: Vec<_> = fs::read_dir(thread.join("root")).unwrap().collect();
+            assert_eq!(root.len(), 1, "{}", thread.display());
+            assert_eq!(root[0].as_ref().unwrap().file_name(), "only file");
+        }
+        let network = |path: &std::path::Path| fs::read_link(path.join("ns/net")).unwrap();
+        let is_apart = network(&process) != network("/proc/self".as_ref());
+        assert_eq!(is_apart, sandbox == "namespace");
+        daemon.signal(Signal::TERM);
+        assert_eq!(daemon.wait(), Some(0), "{}", daemon.log());
+        // The paths are out of the daemon's sight, and the sockets are gone all the same.
+        assert!(!daemon.control().exists());
+        assert!(!daemon.scratch.path().join("socket").exists());
+    }
+}
+
+#[test]
+fn a_daemon_for_one_machine_ends_with_it() {
+    let mut daemon = with_socket(&[]);
+    drop(UnixStream::connect(daemon.scratch.path().join("socket")).unwrap());
+    assert_eq!(daemon.wait(), Some(0), "{}", daemon.log());
+}
+
+#[test]
+fn a_socket_that_is_in_use_is_not_taken_over() {
+    let daemon = with_socket(&[]);
+    let socket = daemon.scratch.path().join("socket");
+    let args = [
+        "--shared-dir",
+        "/tmp",
+        "--socket-path",
+        socket.to_str().unwrap(),
+    ];
+    let output = kfsd(&args);
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        !output.status.success() && message.contains("another process"),
+        "{message}"
+    );
+    assert!(socket.exists());
+}

@@ -4,10 +4,11 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use crate::socket_file::SocketFile;
 use thiserror::Error;
 
 /// Why there is no socket to listen on.
@@ -36,39 +37,35 @@ pub enum SocketError {
 #[derive(Debug)]
 pub struct Socket {
     listener: UnixListener,
-    /// Path, device and inode of the file that we made.
-    file: Option<(PathBuf, u64, u64)>,
+    /// The file, where we made it.
+    file: Option<SocketFile>,
 }
 
 impl Socket {
     /// Listens at `path`. A socket file that nobody listens on any more is replaced.
     pub fn bind(path: &Path) -> Result<Self, SocketError> {
-        let failed = |source| SocketError::Io {
-            path: path.into(),
-            source,
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::AddrInUse => SocketError::InUse(path.into()),
+            io::ErrorKind::AlreadyExists => SocketError::NotSocket(path.into()),
+            _ => SocketError::Io {
+                path: path.into(),
+                source,
+            },
         };
-        let listener = match UnixListener::bind(path) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                remove_stale(path)?;
-                UnixListener::bind(path)
-            }
-            result => result,
-        };
-        let listener = listener.map_err(failed)?;
-        let metadata = fs::symlink_metadata(path).map_err(failed)?;
+        let (listener, file) = SocketFile::listen(path).map_err(failed)?;
         Ok(Self {
             listener,
-            file: Some((path.into(), metadata.dev(), metadata.ino())),
+            file: Some(file),
         })
     }
 
     /// Lets a group connect.
     pub fn set_group(&self, group: u32) -> Result<(), SocketError> {
-        let Some((path, _, _)) = &self.file else {
+        let Some(path) = self.file.as_ref().map(SocketFile::path) else {
             return Ok(());
         };
         let failed = |source| SocketError::Io {
-            path: path.clone(),
+            path: path.into(),
             source,
         };
         std::os::unix::fs::lchown(path, None, Some(group)).map_err(failed)?;
@@ -94,25 +91,6 @@ impl Socket {
     }
 }
 
-fn remove_stale(path: &Path) -> Result<(), SocketError> {
-    let failed = |source| SocketError::Io {
-        path: path.into(),
-        source,
-    };
-    let metadata = fs::symlink_metadata(path).map_err(failed)?;
-    if !metadata.file_type().is_socket() {
-        return Err(SocketError::NotSocket(path.into()));
-    }
-    match UnixStream::connect(path) {
-        Ok(_) => Err(SocketError::InUse(path.into())),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            log::info!("{}: replacing a stale socket", path.display());
-            fs::remove_file(path).map_err(failed)
-        }
-        Err(error) => Err(failed(error)),
-    }
-}
-
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.listener.as_fd()
@@ -122,21 +100,8 @@ impl AsFd for Socket {
 impl fmt::Display for Socket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.file {
-            Some((path, _, _)) => path.display().fmt(f),
+            Some(file) => file.fmt(f),
             None => f.write_str("socket by descriptor"),
-        }
-    }
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        let Some((path, dev, ino)) = &self.file else {
-            return;
-        };
-        // Somebody may have put another file there meanwhile: that one stays.
-        let ours = |m: &fs::Metadata| (m.dev(), m.ino()) == (*dev, *ino);
-        if fs::symlink_metadata(path).is_ok_and(|m| ours(&m)) {
-            let _ = fs::remove_file(path);
         }
     }
 }
@@ -144,6 +109,8 @@ impl Drop for Socket {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::net::UnixStream;
 
     #[test]
     fn stale_sockets_are_replaced_and_others_are_not() {
