@@ -63,6 +63,9 @@ pub(crate) struct Args {
     /// Make a journal, which is the default.
     #[arg(short = 'j')]
     with_journal: bool,
+    /// Fill the file system with what is in this directory.
+    #[arg(short = 'd', value_name = "DIR")]
+    pub(crate) source: Option<PathBuf>,
     /// What Linux does about errors in the file system.
     #[arg(short = 'e', value_name = "BEHAVIOR", value_enum, default_value_t = Errors::Continue)]
     errors: Errors,

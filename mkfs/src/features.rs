@@ -66,9 +66,6 @@ impl Features {
         if !self.compat.contains(Compat::HAS_JOURNAL) {
             self.compat.remove(Compat::ORPHAN_FILE);
         }
-        if self.compat.contains(Compat::SPARSE_SUPER2) {
-            self.ro_compat.remove(RoCompat::SPARSE_SUPER);
-        }
         self
     }
 }
@@ -149,10 +146,12 @@ mod tests {
 
     #[test]
     fn sets_depend_on_each_other() {
-        let both = parse_features(Features::default(), "uninit_bg,sparse_super2")
+        let default = Features::default();
+        let both = parse_features(default, "uninit_bg").unwrap().settle();
+        assert!(!both.ro_compat.contains(RoCompat::GDT_CSUM));
+        let seed = parse_features(default, "metadata_csum_seed,^metadata_csum")
             .unwrap()
             .settle();
-        assert!(!both.ro_compat.contains(RoCompat::GDT_CSUM));
-        assert!(!both.ro_compat.contains(RoCompat::SPARSE_SUPER));
+        assert!(!seed.incompat.contains(Incompat::CSUM_SEED));
     }
 }

@@ -1,4 +1,5 @@
-//! The mkfs command: opens or makes the image, refuses what must not be overwritten, formats.
+//! The mkfs command: opens or makes the image, refuses what must not be overwritten,
+//! formats and fills.
 #![forbid(unsafe_code)]
 
 mod args;
@@ -6,11 +7,13 @@ mod args;
 use anyhow::{Context, Result, bail};
 use args::Args;
 use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
 use kfs_disk::{BlockDevice, FileDevice};
-use mkfs::{Content, Options};
-use std::io::{ErrorKind, Write};
+use mkfs::{Content, Options, Progress, Report};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
 fn main() -> ExitCode {
@@ -27,6 +30,11 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<()> {
     let mut options = args.options()?;
     let start = Instant::now();
+    if let Some(source) = &args.source {
+        // Before anything is overwritten.
+        let opened = std::fs::read_dir(source);
+        opened.with_context(|| format!("-d {}", source.display()))?;
+    }
     let (device, is_new) = match open(args, &mut options)? {
         Target::Device(device, is_new) => (device, is_new),
         Target::Absent(size) => return say_plan(args, &options, size, 512),
@@ -34,13 +42,17 @@ fn run(args: &Args) -> Result<()> {
     if args.dry_run {
         return say_plan(args, &options, device.size_bytes(), device.sector_size());
     }
-    let report = mkfs::format(&device, &options);
-    if report.is_err() && is_new {
-        // A file that holds nothing would only be in the way of the next try.
+    let result = make(args, &options, Arc::new(device));
+    if result.is_err() && is_new {
+        // A file that holds nothing useful would only be in the way of the next try.
         let _ = std::fs::remove_file(&args.device);
     }
-    let report = report.with_context(|| format!("{}", args.device.display()))?;
+    let (report, filled) = result?;
     let mut text = format!("Created file system with {report}");
+    if let Some(filled) = filled {
+        let size = indicatif::HumanBytes(filled.bytes);
+        text += &format!("Filled with {} files and {size} of data\n", filled.files);
+    }
     if args.verbose {
         text += &format!(
             "Features: {}\nWritten: {} KiB in {} ms\n",
@@ -50,6 +62,38 @@ fn run(args: &Args) -> Result<()> {
         );
     }
     say(args, &text)
+}
+
+/// Formats, and fills if asked to.
+fn make(
+    args: &Args,
+    options: &Options,
+    device: Arc<FileDevice>,
+) -> Result<(Report, Option<Progress>)> {
+    let report = mkfs::format(&*device, options);
+    let report = report.with_context(|| format!("{}", args.device.display()))?;
+    let Some(source) = &args.source else {
+        return Ok((report, None));
+    };
+    let bar = progress_bar(args, source)?;
+    let mut show = |progress: Progress| {
+        bar.set_position(progress.bytes);
+        bar.set_message(format!("{} files", progress.files));
+    };
+    let filled = mkfs::populate(device, source, &mut show)?;
+    bar.finish_and_clear();
+    Ok((report, Some(filled)))
+}
+
+/// A bar on standard error; nothing where that is no terminal.
+fn progress_bar(args: &Args, source: &Path) -> Result<ProgressBar> {
+    if args.quiet || !std::io::stderr().is_terminal() {
+        return Ok(ProgressBar::hidden());
+    }
+    let total = mkfs::measure(source)?;
+    let template = "{bar:30} {bytes}/{total_bytes} {binary_bytes_per_sec} {msg}";
+    let style = ProgressStyle::with_template(template).context("template of the bar")?;
+    Ok(ProgressBar::new(total.bytes).with_style(style))
 }
 
 fn say(args: &Args, text: &str) -> Result<()> {

@@ -264,7 +264,12 @@ impl Places {
             if extents.len() > usize::from(room) {
                 return Err(self.too_small());
             }
-            leaf = self.space.allocate_run(1, first..end);
+            // With the metadata of the flex group in which the file begins.
+            let group = self.geometry.group_of(extents[0].start).0.0;
+            let flex = GroupNr(group - group % self.geometry.groups_per_flex);
+            let near = self.geometry.group_first_block(flex).0;
+            leaf = self.space.allocate_run(1, near..end);
+            leaf = leaf.or_else(|| self.space.allocate_run(1, first..end));
             if leaf.is_none() {
                 return Err(self.too_small());
             }

@@ -166,11 +166,11 @@ impl Writer<'_> {
             desc.set_itable_unused(geometry.inodes_per_group - used_inodes);
             flags.set(GroupFlags::INODE_ZEROED, !self.lazy || self.zeroed);
         }
-        // Linux makes up the bitmap of such a group from the fixed metadata alone. It cannot do so
-        // for the last group, whose bitmap has padding.
+        // Linux makes up the bitmap of a group that has only its own metadata. It cannot do so for
+        // the last group, whose bitmap has padding.
         let is_last = group.0 + 1 == geometry.groups_count;
-        let only_base = used == u64::from(geometry.base_metadata_blocks(group));
-        if may_skip && only_base && !is_last {
+        let only_own = used == self.own_metadata(group);
+        if may_skip && only_own && !is_last {
             flags |= GroupFlags::BLOCK_UNINIT;
         } else {
             let bitmap = self.block_bitmap(range);
@@ -187,6 +187,25 @@ impl Writer<'_> {
         desc.set_flags(flags);
         desc.update_checksum(geometry, group);
         (desc, blocks)
+    }
+
+    /// Blocks of a group for its superblock, descriptors, and own bitmaps and table.
+    fn own_metadata(&self, group: GroupNr) -> u64 {
+        let geometry = &self.plan.geometry;
+        let places = self.plan.groups[group.0 as usize];
+        let range = self.plan.group_range(group);
+        let table =
+            places.inode_table.0..places.inode_table.0 + u64::from(geometry.inode_table_blocks);
+        let table = table
+            .end
+            .min(range.end)
+            .saturating_sub(table.start.max(range.start));
+        let bitmaps = [places.block_bitmap, places.inode_bitmap];
+        let bitmaps = bitmaps
+            .iter()
+            .filter(|place| range.contains(&place.0))
+            .count() as u64;
+        u64::from(geometry.base_metadata_blocks(group)) + bitmaps + table
     }
 
     fn used_inodes(&self, group: GroupNr) -> u32 {
