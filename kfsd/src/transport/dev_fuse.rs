@@ -158,7 +158,15 @@ impl FuseMount {
         index: usize,
         stop: &Arc<AtomicBool>,
     ) -> io::Result<JoinHandle<io::Result<()>>> {
-        let device = clone_connection(self.device.as_fd())?;
+        let device = match clone_connection(self.device.as_fd()) {
+            Ok(clone) => clone,
+            // Who may not open the device (fusermount3 did that for us) shares one connection:
+            // slower, and as good otherwise.
+            Err(error) => {
+                log::debug!("the connection is shared: {error}");
+                self.device.try_clone()?
+            }
+        };
         let mut worker = Worker::new(self.session.clone());
         let stop = stop.clone();
         let done = WorkerDone(self.sender.clone());
