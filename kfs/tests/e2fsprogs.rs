@@ -168,3 +168,57 @@ fn without_a_journal() {
 fn without_an_orphan_file() {
     round_trip(&["-O", "^orphan_file"]);
 }
+
+/// A removed directory's blocks were written by the next checkpoint over the file that had got them:
+/// freeing a directory's blocks must revoke them.
+#[test]
+fn blocks_of_removed_directories_are_not_written_over_files() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let path = folder.path().join("image");
+    mke2fs(&path, "8M", &["-b", "1024"]);
+    let fs = open(&path);
+    let root = fs.root().expect("root");
+    let directory = NewNode {
+        mode: S_IFDIR | 0o755,
+        ..NewNode::default()
+    };
+    let file = NewNode {
+        mode: S_IFREG | 0o644,
+        ..NewNode::default()
+    };
+    for index in 0..200 {
+        let name = format!("directory-{index}");
+        fs.create(&root, name.as_bytes(), &directory)
+            .expect("mkdir");
+    }
+    fs.sync().expect("sync");
+    for index in 0..200 {
+        let name = format!("directory-{index}");
+        fs.rmdir(&root, name.as_bytes()).expect("rmdir");
+    }
+    fs.sync().expect("sync");
+    let inode = fs.create(&root, b"all", &file).expect("create");
+    let content = vec![0xa5; 8 << 20];
+    let mut source = SliceSource::new(&content);
+    let written = fs
+        .write(
+            &inode,
+            0,
+            content.len(),
+            &mut source,
+            WriteOptions::default(),
+        )
+        .expect("writes until the volume is full");
+    assert!(written < content.len(), "every free block was taken");
+    fs.close().expect("closes");
+    drop((inode, root, fs));
+    e2fsck(&path);
+    let fs = open(&path);
+    let inode = fs
+        .lookup(&fs.root().expect("root"), b"all")
+        .expect("lookup");
+    let mut back = vec![0; written];
+    fs.read(&inode, 0, written, &mut SliceSink::new(&mut back))
+        .expect("read");
+    assert!(back.iter().all(|byte| *byte == 0xa5));
+}

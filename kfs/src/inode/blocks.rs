@@ -7,7 +7,7 @@ use super::{Inode, InodeState};
 use crate::error::{Error, Result};
 use crate::extent::{Extent, ExtentTree, IndirectMap, LOGICAL_END, Mapping};
 use crate::ids::{BlockNr, LogicalBlock, Run};
-use crate::layout::inode::InodeFlags;
+use crate::layout::inode::{InodeFlags, S_IFDIR, S_IFMT};
 use crate::storage::Handle;
 use crate::volume::Volume;
 
@@ -115,7 +115,9 @@ impl Inode {
             let nodes = &*volume.allocator;
             let removed = self.tree(volume).remove(area, handle, nodes, first, last)?;
             let mut blocks = 0;
+            let is_metadata = is_directory(state);
             for run in removed.runs {
+                forget_if(is_metadata, handle, run);
                 volume.allocator.free(handle, run)?;
                 blocks += i64::from(run.len);
             }
@@ -137,7 +139,9 @@ impl Inode {
         let area = *self.state().fields().block_area();
         let blocks = self.indirect(volume).blocks(&area)?;
         self.update(volume, handle, |state, handle| {
+            let is_metadata = is_directory(state);
             for run in blocks.data {
+                forget_if(is_metadata, handle, run);
                 volume.allocator.free(handle, run)?;
             }
             for block in blocks.nodes {
@@ -153,6 +157,21 @@ impl Inode {
             state.fields_mut().block_area_mut().fill(0);
             state.fields_mut().set_blocks_512(&volume.geometry, 0)
         })
+    }
+}
+
+/// Whether the inode's blocks are metadata, which the journal holds.
+fn is_directory(state: &InodeState) -> bool {
+    state.fields().mode() & S_IFMT == S_IFDIR
+}
+
+/// Blocks of a directory that are freed must be neither checkpointed nor replayed: they may hold
+/// file data next.
+fn forget_if(is_metadata: bool, handle: &mut Handle<'_>, run: Run) {
+    if is_metadata {
+        for block in run.start.0..run.end().0 {
+            handle.forget(BlockNr(block));
+        }
     }
 }
 

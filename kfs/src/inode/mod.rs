@@ -50,8 +50,9 @@ pub struct Inode {
     /// Lookups and open handles of all sessions: while there are any, an inode without names stays.
     references: AtomicU64,
     is_deleted: AtomicBool,
-    /// An inner lock: one change of the extended attributes at a time.
-    pub(crate) xattr_changes: Mutex<()>,
+    /// An inner lock over the extended attributes, which lie in the inode and in a block: shared by
+    /// readers, exclusive for a change of both.
+    pub(crate) xattrs: RwLock<()>,
     /// Whether `security.capability` may be among them; false once it was looked for in vain.
     may_have_capabilities: AtomicBool,
 }
@@ -165,7 +166,7 @@ impl Inode {
             }),
             references: AtomicU64::new(0),
             is_deleted: AtomicBool::new(false),
-            xattr_changes: Mutex::new(()),
+            xattrs: RwLock::new(()),
             may_have_capabilities: AtomicBool::new(true),
         }
     }

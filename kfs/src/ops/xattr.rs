@@ -125,9 +125,9 @@ impl Filesystem {
         }
         inode.check_changeable()?;
         // One change at a time: a plan holds only for what it was made from.
-        let _changes = inode.xattr_changes.lock();
+        let _changes = inode.xattrs.write();
         inode.set_may_have_capabilities(true);
-        let plan = self.with_xattrs(inode, |set| match value {
+        let plan = self.with_locked_xattrs(inode, |set| match value {
             Some(value) => set.plan_set(name, value, mode),
             None => set.plan_remove(name),
         })?;
@@ -187,6 +187,16 @@ impl Filesystem {
 
     /// Runs `use_set` with the inode's attributes.
     fn with_xattrs<R>(
+        &self,
+        inode: &Inode,
+        use_set: impl FnOnce(&XattrSet<'_>) -> Result<R>,
+    ) -> Result<R> {
+        let _shared = inode.xattrs.read();
+        self.with_locked_xattrs(inode, use_set)
+    }
+
+    /// Like `with_xattrs`, with the lock over the attributes held by who calls.
+    fn with_locked_xattrs<R>(
         &self,
         inode: &Inode,
         use_set: impl FnOnce(&XattrSet<'_>) -> Result<R>,
