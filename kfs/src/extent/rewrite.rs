@@ -21,9 +21,6 @@ pub const KEPT_CREDITS: u32 = 8;
 /// and those for freeing blocks in one group. With more, one call does more.
 pub const REWRITE_CREDITS_MIN: u32 = STEP_CREDITS_MAX + KEPT_CREDITS + NODE_CREDITS;
 
-/// Entries that one step may add to a leaf before it ends, so that two leaves hold the result.
-const STEP_GROWTH: usize = 4;
-
 /// How far a change came.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
@@ -381,6 +378,8 @@ impl ExtentTree<'_> {
             next: end,
             stop: false,
         };
+        // An entry becomes two at the most, a lone one in the middle of which the range lies three: two
+        // leaves always hold the result.
         let mut list = Extents::new();
         let mut index = at;
         while let Some(extent) = neighbour(index).filter(|e| u64::from(e.logical.0) < end) {
@@ -409,10 +408,6 @@ impl ExtentTree<'_> {
             index += 1;
             if taken < whole.len {
                 (plan.next, plan.stop) = (piece.end(), true);
-                break;
-            }
-            if list.len() >= index - at + STEP_GROWTH {
-                plan.next = piece.end();
                 break;
             }
         }

@@ -43,6 +43,7 @@ fn geometry(csum: bool) -> Geometry {
 
 /// A volume of nothing but one tree.
 struct Volume {
+    device: Arc<dyn BlockDevice>,
     cache: Arc<BufferCache>,
     journal: Journal,
     geometry: Geometry,
@@ -116,11 +117,12 @@ impl Volume {
         let (block_size, blocks) = (geometry.block_size, geometry.blocks_count);
         let cache = BufferCache::new(Arc::clone(&device), block_size, blocks, 1 << 24);
         let cache = Arc::new(cache);
-        let journal = Journal::open(device, Arc::clone(&cache), None);
+        let journal = Journal::open(Arc::clone(&device), Arc::clone(&cache), None);
         let nodes = FakeAllocator::default();
         nodes.0.lock().limit = u64::MAX;
         nodes.0.lock().next = nodes_start;
         Self {
+            device,
             cache,
             journal,
             geometry,
@@ -284,6 +286,66 @@ fn a_written_extent_of_greatest_length_becomes_two() {
     tree.mark_written(&mut root, &mut handle, &volume.nodes, all.0, all.1)
         .expect("space");
     assert_eq!(volume.extents(&root), [extent(7, 5000, 32768)]);
+}
+
+/// Every entry of full leaves becomes two.
+#[test]
+fn a_full_leaf_of_greatest_extents_doubles() {
+    let volume = Volume::new(true);
+    let mut root = ExtentTree::empty_root();
+    for i in 0..90 {
+        let next = extent(32768 * i, 10 + 32769 * u64::from(i), 32768);
+        volume.insert(&mut root, next).expect("space");
+    }
+    let mut handle = volume.journal.start(200).expect("starts");
+    let (tree, nodes) = (volume.tree(), &volume.nodes);
+    let all = LogicalBlock(0);
+    let done = tree.mark_unwritten(&mut root, &mut handle, nodes, all, 32768 * 90);
+    assert_eq!(done.expect("space").next, None);
+    let found = volume.extents(&root);
+    assert_eq!(found.len(), 180);
+    assert!(found.iter().all(|extent| extent.unwritten));
+    volume.check(&root);
+    let done = tree.mark_written(&mut root, &mut handle, nodes, all, 32768 * 90);
+    assert_eq!(done.expect("space").next, None);
+    assert_eq!(volume.extents(&root).len(), 90);
+    volume.check(&root);
+}
+
+/// A freed node may hold file data at once: its transaction must not write it any more.
+#[test]
+fn freed_nodes_are_forgotten() {
+    let volume = Volume::new(true);
+    let mut root = sparse(&volume, 84 + 6);
+    volume.commit();
+    let freed = |first: u32, last: u32, root: &mut Root| {
+        let before = volume.nodes.0.lock().used.clone();
+        let (first, last) = (LogicalBlock(first), LogicalBlock(last));
+        let mut handle = volume.journal.start(REWRITE_CREDITS_MIN).expect("starts");
+        let tree = volume.tree();
+        tree.remove(root, &mut handle, &volume.nodes, first, last)
+            .expect("sound");
+        let after = volume.nodes.0.lock().used.clone();
+        before.difference(&after).copied().collect::<Vec<u64>>()
+    };
+    // The second leaf is changed, then freed; the first one is changed and moves into the root.
+    assert_eq!(freed(2 * 85, 2 * 86, &mut root), Vec::<u64>::new());
+    let second = freed(2 * 84, 2 * 100, &mut root);
+    let first = freed(2 * 3, 2 * 84, &mut root);
+    assert_eq!((second.len(), first.len()), (1, 1));
+    let data = [0xda; 1024];
+    for nr in [second[0], first[0]] {
+        volume.device.write_at(nr * 1024, &data).expect("memory");
+    }
+    volume.commit();
+    for nr in [second[0], first[0]] {
+        let mut found = [0; 1024];
+        volume
+            .device
+            .read_at(nr * 1024, &mut found)
+            .expect("memory");
+        assert_eq!(found, data, "the journal wrote a freed node");
+    }
 }
 
 #[test]
