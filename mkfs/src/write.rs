@@ -94,8 +94,11 @@ impl Writer<'_> {
             return Ok(());
         }
         let size = self.device.size_bytes();
-        self.zero(0..SIGNATURE_BYTES.min(size))?;
+        // Alone, as the rest of what follows it must not be changed under an old superblock.
+        let superblock_end = SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE as u64;
+        self.zero(0..superblock_end)?;
         self.flush()?;
+        self.zero(superblock_end..SIGNATURE_BYTES.min(size))?;
         if discard {
             // Only advice: what must be zero is zeroed below all the same.
             self.device
