@@ -175,7 +175,8 @@ fn without_an_orphan_file() {
 fn blocks_of_removed_directories_are_not_written_over_files() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let path = folder.path().join("image");
-    mke2fs(&path, "8M", &["-b", "1024"]);
+    // Large enough a journal that nothing is checkpointed before the end.
+    mke2fs(&path, "64M", &["-b", "1024", "-J", "size=8"]);
     let fs = open(&path);
     let root = fs.root().expect("root");
     let directory = NewNode {
@@ -198,7 +199,7 @@ fn blocks_of_removed_directories_are_not_written_over_files() {
     }
     fs.sync().expect("sync");
     let inode = fs.create(&root, b"all", &file).expect("create");
-    let content = vec![0xa5; 8 << 20];
+    let content = vec![0xa5; 64 << 20];
     let mut source = SliceSource::new(&content);
     let written = fs
         .write(

@@ -3,7 +3,7 @@
 use super::File;
 use super::write::{CREDITS_RUN, WriteOptions};
 use crate::error::{Error, Result};
-use crate::extent::{Extent, Mapping, REWRITE_CREDITS_MIN};
+use crate::extent::{Extent, Mapping};
 use crate::ids::LogicalBlock;
 use crate::inode::{CREDITS_INODE, Removal};
 
@@ -135,9 +135,7 @@ impl File<'_> {
         if last <= first {
             return Ok(());
         }
-        let credits = self
-            .removal_credits()
-            .max(CREDITS_INODE + REWRITE_CREDITS_MIN);
+        let credits = self.removal_credits()?;
         while self.volume.transact(credits, |handle| {
             self.inode.remove_blocks(self.volume, handle, first, last)
         })? == Removal::More

@@ -4,15 +4,19 @@ use super::File;
 use super::write::{CREDITS_RUN, WriteOptions};
 use crate::allocator::{BlockRequest, Reservation};
 use crate::error::{Error, Result};
-use crate::extent::{LOGICAL_END, Mapping, REWRITE_CREDITS_MIN};
+use crate::extent::{LOGICAL_END, Mapping, REWRITE_CREDITS_MIN, step_credits};
 use crate::ids::LogicalBlock;
 use crate::inode::{CREDITS_INODE, InodeState, Removal};
 use crate::layout::inode::InodeFlags;
 use crate::storage::Handle;
 use std::io::{IoSlice, IoSliceMut};
 
-/// Credits for one step of taking blocks away: the more, the more it takes away at once.
-const REMOVAL_CREDITS: u32 = 512;
+/// Credits for one step of taking blocks away from a file of a few extents, which it takes all.
+const REMOVAL_CREDITS_FEW: u32 = REWRITE_CREDITS_MIN + 16;
+
+/// Credits for one step in a larger tree. More would do more in a step, but a handle that asks for
+/// much of a transaction makes others wait for a commit.
+const REMOVAL_CREDITS_MANY: u32 = REWRITE_CREDITS_MIN + 128;
 
 /// A new block for the last, now partial, block of a file: the part that stays, and zeros.
 ///
@@ -114,7 +118,7 @@ impl File<'_> {
         }
         let mut is_first = true;
         loop {
-            let is_done = self.volume.transact(self.removal_credits(), |handle| {
+            let is_done = self.volume.transact(self.removal_credits()?, |handle| {
                 if is_first {
                     self.inode.update(self.volume, handle, |state, handle| {
                         state.fields_mut().set_size_bytes(size);
@@ -165,7 +169,7 @@ impl File<'_> {
                 self.inode.remove_indirect(self.volume, handle)
             });
         }
-        while self.volume.transact(self.removal_credits(), |handle| {
+        while self.volume.transact(self.removal_credits()?, |handle| {
             self.inode
                 .remove_blocks(self.volume, handle, 0, LOGICAL_END)
         })? == Removal::More
@@ -173,8 +177,13 @@ impl File<'_> {
         Ok(())
     }
 
-    pub(super) fn removal_credits(self) -> u32 {
-        REMOVAL_CREDITS.min(self.volume.journal.credits_max())
+    pub(super) fn removal_credits(self) -> Result<u32> {
+        let has_nodes = self.inode.insert_credits(self.volume)? > step_credits(0);
+        Ok(if has_nodes {
+            REMOVAL_CREDITS_MANY
+        } else {
+            REMOVAL_CREDITS_FEW
+        })
     }
 
     pub(super) fn stamp_change(self, state: &mut InodeState, options: WriteOptions) {
