@@ -23,6 +23,8 @@ use super::request::{self, Args, Scratch};
 pub const MAX_DATA: u32 = 1 << 20;
 /// The same in pages, as INIT wants it.
 const MAX_PAGES: u16 = 256;
+/// Codes that are counted: all we know are below.
+const CODES: usize = Opcode::Statx as usize + 1;
 /// Marks a session that has seen INIT; no flag of the protocol.
 const READY: u64 = 1 << 63;
 
@@ -55,8 +57,8 @@ pub struct Session {
     agreed: AtomicU64,
     /// The minor number agreed on; 0 before INIT.
     minor: AtomicU32,
-    counts: [AtomicU64; Opcode::ALL.len()],
-    errors: [AtomicU64; Opcode::ALL.len()],
+    counts: [AtomicU64; CODES],
+    errors: [AtomicU64; CODES],
     bytes_read: AtomicU64,
     bytes_written: AtomicU64,
 }
@@ -75,8 +77,8 @@ impl Session {
             file_system,
             agreed: AtomicU64::new(0),
             minor: AtomicU32::new(0),
-            counts: [const { AtomicU64::new(0) }; Opcode::ALL.len()],
-            errors: [const { AtomicU64::new(0) }; Opcode::ALL.len()],
+            counts: [const { AtomicU64::new(0) }; CODES],
+            errors: [const { AtomicU64::new(0) }; CODES],
             bytes_read: AtomicU64::new(0),
             bytes_written: AtomicU64::new(0),
         }
@@ -90,8 +92,11 @@ impl Session {
 
     /// How often each operation was asked for.
     pub fn operations(&self) -> impl Iterator<Item = (Opcode, u64)> + '_ {
-        let counts = self.counts.iter().map(|c| c.load(Ordering::Relaxed));
-        Opcode::ALL.iter().copied().zip(counts)
+        let count = |&opcode: &Opcode| {
+            let counter = index(opcode).map(|index| &self.counts[index]);
+            (opcode, counter.map_or(0, |c| c.load(Ordering::Relaxed)))
+        };
+        Opcode::ALL.iter().map(count)
     }
 
     /// How often an operation failed for a reason other than that there is no such thing.
@@ -277,7 +282,8 @@ impl Drop for Session {
 }
 
 fn index(opcode: Opcode) -> Option<usize> {
-    Opcode::ALL.iter().position(|&o| o == opcode)
+    let code = opcode as usize;
+    (code < CODES).then_some(code)
 }
 
 fn defaults(request: &InitRequest) -> InitReply {

@@ -195,6 +195,23 @@ fn lookup_counts_until_forget() {
     let batch = request(Opcode::BatchForget as u32, 0, &bytes(&head, one.as_bytes()));
     assert!(client.send(&batch, 100, 100).is_empty());
     assert_eq!(client.fs.lookups.load(Ordering::Relaxed), 0);
+    let counted: Vec<_> = client
+        .session
+        .operations()
+        .filter(|&(_, n)| n > 0)
+        .collect();
+    let expected = [
+        (Opcode::Lookup, 4),
+        (Opcode::Forget, 1),
+        (Opcode::Init, 1),
+        (Opcode::BatchForget, 1),
+    ];
+    assert_eq!(counted, expected);
+    assert_eq!(
+        client.session.errors(Opcode::Lookup),
+        1,
+        "ESTALE, not ENOENT"
+    );
 }
 
 #[test]

@@ -7,6 +7,7 @@
 
 use std::ffi::{c_int, c_void};
 use std::io;
+use std::num::NonZero;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -30,6 +31,12 @@ const BUFFER_SIZE: usize = MAX_DATA as usize + 4096;
 const FUSE_DEV_IOC_CLONE: Opcode = opcode::read::<u32>(229, 0);
 /// How long a thread that is being stopped may go on before it is woken again.
 const WAKE_INTERVAL: Duration = Duration::from_millis(2);
+
+/// Workers for a mount: more than processors, as some of them wait for a disk's flush.
+pub fn default_thread_count() -> usize {
+    let processors = std::thread::available_parallelism().map_or(2, NonZero::get);
+    (processors * 2).clamp(8, 32)
+}
 
 /// What the thread in [`FuseMount::run`] waits for.
 enum Event {

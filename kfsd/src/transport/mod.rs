@@ -12,7 +12,7 @@ mod socket;
 pub mod vhost_user;
 mod worker;
 
-pub use dev_fuse::{FuseMount, MountStopper};
+pub use dev_fuse::{FuseMount, MountStopper, default_thread_count};
 pub use dev_fuse_mount::MountError;
 pub use mount_options::{MountOptions, OptionError};
 pub use socket::{Socket, SocketError};
