@@ -68,21 +68,33 @@ pub(super) fn count_clear(words: &[u64]) -> u32 {
     words.iter().map(|word| word.count_zeros()).sum()
 }
 
+/// The first bit of a range whose value, xor-ed with those of `flip`, is 1.
+fn find_bit(words: &[u64], range: Range<u32>, flip: u64) -> Option<u32> {
+    if range.is_empty() {
+        return None;
+    }
+    let (first, last) = (range.start / BITS, (range.end - 1) / BITS);
+    let mut hits = (words[first as usize] ^ flip) & (u64::MAX << (range.start % BITS));
+    let mut at = first;
+    if hits == 0 {
+        // Most of a search passes whole words.
+        let rest = &words[first as usize + 1..=last as usize];
+        at = first + 1 + rest.iter().position(|word| word ^ flip != 0)? as u32;
+        hits = words[at as usize] ^ flip;
+    }
+    let bit = at * BITS + hits.trailing_zeros();
+    (bit < range.end).then_some(bit)
+}
+
 /// The first clear bit of a range.
 pub(super) fn next_clear(words: &[u64], range: Range<u32>) -> Option<u32> {
-    words_of(&range).find_map(|word| {
-        let hits = !words[word as usize] & mask(word, &range);
-        (hits != 0).then(|| word * BITS + hits.trailing_zeros())
-    })
+    find_bit(words, range, u64::MAX)
 }
 
 /// The first set bit of a range, or its end.
 pub(super) fn next_set(words: &[u64], range: Range<u32>) -> u32 {
-    let found = words_of(&range).find_map(|word| {
-        let hits = words[word as usize] & mask(word, &range);
-        (hits != 0).then(|| word * BITS + hits.trailing_zeros())
-    });
-    found.unwrap_or(range.end)
+    let end = range.end;
+    find_bit(words, range, 0).unwrap_or(end)
 }
 
 /// The runs of clear bits in a range, in order; those at its edges are cut there.

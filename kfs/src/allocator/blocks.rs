@@ -109,41 +109,80 @@ impl GroupTable {
             Ok(None) => {}
             Err(error) => failure = Some(error),
         }
-        let mut least = len;
-        loop {
-            let mut looks = 0;
-            for step in 0..geometry.groups_count {
-                let nr = GroupNr(
-                    ((u64::from(home.0) + u64::from(step)) % u64::from(geometry.groups_count))
-                        as u32,
-                );
-                if self.group(nr).run_max.load(Relaxed) < least {
-                    continue;
-                }
-                let want = Want {
-                    from: if step == 0 { at } else { 0 },
-                    len,
-                    least,
-                };
-                // Another thread's group is passed by while there may be as good ones.
-                match self.take_in(nr, want, step == 0 || least == 1) {
-                    Ok(Some(run)) => return Ok((nr, run)),
-                    Ok(None) => {}
-                    Err(error) => failure = Some(error),
-                }
-                looks += 1;
-                if looks == LOOKS_PER_LENGTH && least > 1 {
-                    break;
-                }
+        let bound = self.run_bound.load(Relaxed);
+        let mut least = near_best(len, bound as u32);
+        while least > 0 {
+            let (found, longest) = self.search_groups((home, at), (len, least));
+            match found {
+                Ok(Some(found)) => return Ok(found),
+                Ok(None) => {}
+                Err(error) => failure = Some(error),
             }
-            if least == 1 {
-                break;
+            if let Some(longest) = longest {
+                self.lower_run_bound(bound, longest);
             }
-            least = (least / 4).max(1);
+            least = match least {
+                1 => 0,
+                _ => near_best(least / 4, longest.unwrap_or(least)),
+            };
         }
         Err(failure
             .filter(|error| matches!(error, Error::Io { .. }))
             .unwrap_or(Error::NoSpace))
+    }
+
+    /// Looks at all groups, from that of the goal on, for a run of at least `least` blocks. When
+    /// all were looked at, also returns what no run is longer than.
+    fn search_groups(
+        &self,
+        (home, at): (GroupNr, u32),
+        (len, least): (u32, u32),
+    ) -> (Result<Option<(GroupNr, ClearRun)>>, Option<u32>) {
+        let mut failure = None;
+        let mut longest = 0;
+        let mut looks = 0;
+        let groups = (home.0..self.geometry.groups_count)
+            .chain(0..home.0)
+            .map(GroupNr);
+        for nr in groups {
+            let run_max = self.group(nr).run_max.load(Relaxed);
+            if run_max < least {
+                longest = longest.max(run_max);
+                continue;
+            }
+            let from = if nr == home { at } else { 0 };
+            // Another thread's group is passed by while there may be as good ones.
+            let wait = nr == home || least == 1;
+            match self.take_in(nr, Want { from, len, least }, wait) {
+                Ok(Some(run)) => return (Ok(Some((nr, run))), None),
+                Ok(None) => {}
+                Err(error) => failure = Some(error),
+            }
+            longest = longest.max(self.group(nr).run_max.load(Relaxed));
+            looks += 1;
+            if looks == LOOKS_PER_LENGTH && least > 1 {
+                return (failure.map_or(Ok(None), Err), None);
+            }
+        }
+        (failure.map_or(Ok(None), Err), Some(longest))
+    }
+
+    /// Notes that a group may have a run of this length.
+    fn raise_run_bound(&self, run_max: u32) {
+        // The upper half counts the calls: one that comes during a search voids its result.
+        let raised =
+            |old: u64| ((old >> 32).wrapping_add(1) << 32) | u64::from(run_max.max(old as u32));
+        let _ = self
+            .run_bound
+            .fetch_update(Relaxed, Relaxed, |old| Some(raised(old)));
+    }
+
+    /// Notes that a search of all groups saw no longer run, unless one may have come up since.
+    fn lower_run_bound(&self, before: u64, longest: u32) {
+        let lowered = (before >> 32 << 32) | u64::from(longest);
+        let _ = self
+            .run_bound
+            .compare_exchange(before, lowered, Relaxed, Relaxed);
     }
 
     /// Takes the run that starts at the goal, if it is long enough to be worth it.
@@ -201,9 +240,10 @@ impl GroupTable {
     /// longest there is, which is noted for later searches.
     fn best_run(&self, nr: GroupNr, busy: &[u64], want: Want) -> Option<ClearRun> {
         let end = self.geometry.blocks_in_group(nr);
+        let run_max = self.group(nr).run_max.load(Relaxed);
         let align = ALIGNMENT_BYTES >> self.geometry.block_size_bits;
         let phase = (self.geometry.group_first_block(nr).0 % u64::from(align)) as u32;
-        if want.len >= align {
+        if (align..=run_max).contains(&want.len) {
             for range in [want.from..end, 0..end] {
                 let run = bitmap::find_aligned_run(busy, range, want.len, (align, phase));
                 if run.is_some() {
@@ -211,19 +251,18 @@ impl GroupTable {
                 }
             }
         }
-        if want.from > 0 {
-            let run = bitmap::find_run(busy, want.from..end, want.len);
-            if run.is_some_and(|run| run.len >= want.len) {
-                return run;
-            }
+        let enough = want.len.min(run_max);
+        let after = bitmap::find_run(busy, want.from..end, enough);
+        let run = match after.filter(|run| run.len >= enough) {
+            Some(run) => run,
+            None => bitmap::find_run(busy, 0..end, enough)?,
+        };
+        if run.len < enough {
+            self.group(nr).run_max.store(run.len, Relaxed);
         }
-        let run = bitmap::find_run(busy, 0..end, want.len);
-        let longest = run.map_or(0, |run| run.len);
-        if longest >= want.len {
-            return run;
+        if run.len >= want.len {
+            return Some(run);
         }
-        self.group(nr).run_max.store(longest, Relaxed);
-        let run = run?;
         // A little less that is aligned serves a stream better.
         let aligned = bitmap::align_up(run.start, (align, phase)).filter(|&start| {
             run.len >= align && start < run.end() && run.end() - start >= run.len / 4 * 3
@@ -280,7 +319,9 @@ impl GroupTable {
             .load(Relaxed)
             .saturating_mul(2)
             .saturating_add(len);
-        group.run_max.store(joined.min(available), Relaxed);
+        let run_max = joined.min(available);
+        group.run_max.store(run_max, Relaxed);
+        self.raise_run_bound(run_max);
         self.totals.available_blocks.fetch_add(len.into(), Relaxed);
     }
 
@@ -359,6 +400,16 @@ impl GroupTable {
             }
         }
         Ok(true)
+    }
+}
+
+/// The length to search for: `len`, or where no run is longer than `longest`, half of that, so that
+/// the nearest of the good ones is taken.
+fn near_best(len: u32, longest: u32) -> u32 {
+    if longest < len {
+        longest.div_ceil(2).max(1)
+    } else {
+        len.max(1)
     }
 }
 

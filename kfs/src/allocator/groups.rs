@@ -37,6 +37,8 @@ pub(super) struct GroupTable {
     protected: OnceLock<FixedRuns>,
     pub(super) totals: Totals,
     pub(super) pending: PendingFrees,
+    /// In the lower half: no run of allocatable blocks is longer. A hint to searches.
+    pub(super) run_bound: AtomicU64,
     /// The first damage found.
     damage: Mutex<Option<Corrupt>>,
     /// Groups with bitmaps in memory, and where the search for idle ones goes on.
@@ -258,6 +260,7 @@ impl GroupTable {
             protected: OnceLock::new(),
             totals,
             pending: PendingFrees::default(),
+            run_bound: AtomicU64::new(u32::MAX.into()),
             damage: Mutex::new(first_damage),
             loaded: AtomicUsize::new(0),
             eviction_hand: AtomicU32::new(0),
