@@ -87,18 +87,27 @@ impl Workspace {
     }
 }
 
-/// Linux's view of an image, by a read-only loop mount.
+/// Linux's view of an image, by a loop mount.
 pub struct KernelMount {
     dir: PathBuf,
 }
 
 impl KernelMount {
-    /// Mounts `image` on the workspace's folder `kernel`.
+    /// Mounts `image`, which must be clean, on the workspace's folder `kernel`.
     pub fn new(workspace: &Workspace, image: &Path) -> Result<Self> {
+        Self::mount(workspace, image, "loop,ro,noload")
+    }
+
+    /// Mounts `image` for writing, which replays its journal.
+    pub fn replay(workspace: &Workspace, image: &Path) -> Result<Self> {
+        Self::mount(workspace, image, "loop")
+    }
+
+    fn mount(workspace: &Workspace, image: &Path, options: &str) -> Result<Self> {
         let dir = workspace.path("kernel");
         fs::create_dir_all(&dir)?;
         run(Command::new("mount")
-            .args(["-o", "loop,ro"])
+            .args(["-o", options])
             .arg(image)
             .arg(&dir))?;
         Ok(Self { dir })

@@ -6,10 +6,11 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use kfs_tests::guest::{
     Daemon, Guest, GuestConfig, GuestReport, KernelMount, Workspace, compare_manifests, e2fsck,
     manifest, repository, run,
@@ -179,7 +180,7 @@ fn two_guests_and_a_mount_share_an_image() -> Result<()> {
         println!("{}", guest.finish()?.output);
     }
     println!("{host_said}");
-    anyhow::ensure!(
+    ensure!(
         host.status.success(),
         "the host's peer: {}\n{host_said}",
         host.status
@@ -189,4 +190,185 @@ fn two_guests_and_a_mount_share_an_image() -> Result<()> {
     e2fsck(&image)?;
     let kernel = KernelMount::new(&workspace, &image)?;
     compare_manifests(&seen, &manifest(kernel.dir())?)
+}
+
+/// The Debian programs at full speed: on the host, through `--mount`.
+fn programs_on_a_mount(workspace: &Workspace, source: &[&str]) -> Result<String> {
+    let mount_point = workspace.path("mount");
+    let collected = workspace.path("host.manifest");
+    fs::create_dir(&mount_point)?;
+    let arguments = [source, &["--mount", text(&mount_point)]].concat();
+    let daemon = Daemon::start(workspace, &arguments, &[&mount_point])?;
+    let scripts = repository().join("tests/guest");
+    let output = run(Command::new(scripts.join("host.sh"))
+        .arg("--dir")
+        .arg(&mount_point)
+        .arg("--script")
+        .arg(scripts.join("programs.sh"))
+        .arg("--file")
+        .arg(scripts.join("manifest.sh"))
+        .args(["--env", "KFS_MANIFEST_BLOCKS=0", "--collect"])
+        .arg(&collected))
+    .with_context(|| format!("kfsd said:\n{}", daemon.log()))?;
+    println!("{output}");
+    daemon.stop()?;
+    Ok(fs::read_to_string(collected)?)
+}
+
+#[test]
+#[ignore = "needs the guest's programs: make test"]
+fn programs_on_a_mounted_image() -> Result<()> {
+    let workspace = Workspace::new()?;
+    let image = workspace.make_image("2G", &[])?;
+    let seen = programs_on_a_mount(&workspace, &["--image", text(&image)])?;
+    e2fsck(&image)?;
+    let kernel = KernelMount::new(&workspace, &image)?;
+    compare_manifests(&seen, &shared_manifest(kernel.dir())?)
+}
+
+#[test]
+#[ignore = "needs the guest's programs: make test"]
+fn programs_on_a_mounted_shared_folder() -> Result<()> {
+    let workspace = Workspace::new()?;
+    let shared = workspace.path("shared");
+    fs::create_dir(&shared)?;
+    let source = ["--shared-dir", text(&shared), "--posix-acl"];
+    let seen = programs_on_a_mount(&workspace, &source)?;
+    compare_manifests(&seen, &shared_manifest(&shared)?)
+}
+
+/// What synced.sh said is durable must be there, in `dir`.
+fn check_synced(said: &str, dir: &Path) -> Result<usize> {
+    let mut count = 0;
+    // The last line may have been cut off.
+    let whole = &said[..said.rfind('\n').map_or(0, |end| end + 1)];
+    for line in whole
+        .lines()
+        .filter_map(|line| line.strip_prefix("synced "))
+    {
+        let (name, sum) = line.split_once(' ').context("synced NAME SUM")?;
+        let found = run(Command::new("sha256sum").arg(dir.join(name)))?;
+        ensure!(
+            found.starts_with(sum),
+            "{name} is {found}, not {sum} as when it was synced"
+        );
+        count += 1;
+    }
+    Ok(count)
+}
+
+/// After a crash: on a copy by e2fsck, on a copy by Linux, and by kfs itself, the image becomes
+/// clean and holds all that was synced.
+fn judge_crashed(workspace: &Workspace, image: &Path, said: &str) -> Result<usize> {
+    let copy = workspace.path("copy.img");
+    let copy_image = || {
+        run(Command::new("cp")
+            .arg("--sparse=always")
+            .args([image, &copy]))
+    };
+    copy_image()?;
+    let repaired = Command::new("e2fsck").arg("-fp").arg(&copy).output()?;
+    // 1 tells of a replayed journal and nothing that -p would not do by itself.
+    ensure!(
+        matches!(repaired.status.code(), Some(0 | 1)),
+        "e2fsck -fp: {repaired:?}"
+    );
+    e2fsck(&copy)?;
+    let kernel = KernelMount::new(workspace, &copy)?;
+    check_synced(said, kernel.dir()).context("replayed by e2fsck")?;
+    drop(kernel);
+
+    copy_image()?;
+    let kernel = KernelMount::replay(workspace, &copy)?;
+    check_synced(said, kernel.dir()).context("replayed by Linux")?;
+    drop(kernel);
+    e2fsck(&copy)?;
+
+    let mount_point = workspace.path("recovered");
+    fs::create_dir_all(&mount_point)?;
+    let daemon = Daemon::start(
+        workspace,
+        &["--image", text(image), "--mount", text(&mount_point)],
+        &[&mount_point],
+    )?;
+    let count = check_synced(said, &mount_point).context("replayed by kfs")?;
+    daemon.stop()?;
+    e2fsck(image)?;
+    Ok(count)
+}
+
+#[test]
+#[ignore = "takes minutes: make test"]
+fn a_killed_mount_keeps_what_was_synced() -> Result<()> {
+    for seconds in [1, 2, 4, 7, 11] {
+        let workspace = Workspace::new()?;
+        let image = workspace.make_image("512M", &[])?;
+        let mount_point = workspace.path("mount");
+        fs::create_dir(&mount_point)?;
+        let daemon = Daemon::start(
+            &workspace,
+            &["--image", text(&image), "--mount", text(&mount_point)],
+            &[&mount_point],
+        )?;
+        let work = Command::new(repository().join("tests/guest/synced.sh"))
+            .env("KFS_DIR", &mount_point)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        sleep(Duration::from_secs(seconds));
+        daemon.kill()?;
+        // Its writes fail now, so it ends by itself.
+        let said = work.wait_with_output()?;
+        run(Command::new("umount").arg("-l").arg(&mount_point))?;
+        let said = String::from_utf8_lossy(&said.stdout).into_owned();
+        let count = judge_crashed(&workspace, &image, &said)
+            .with_context(|| format!("killed after {seconds} s"))?;
+        println!("killed after {seconds} s: {count} synced files are there");
+        ensure!(count > 0, "nothing was synced in {seconds} s");
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "boots QEMU: make test"]
+fn a_killed_daemon_keeps_what_a_guest_synced() -> Result<()> {
+    let workspace = Workspace::new()?;
+    let image = workspace.make_image("512M", &[])?;
+    let socket = workspace.path("kfsd.sock");
+    let daemon = Daemon::start(
+        &workspace,
+        &["--image", text(&image), "--socket-path", text(&socket)],
+        &[&socket],
+    )?;
+    let mut guest = Guest::boot(
+        &workspace,
+        &GuestConfig {
+            name: "guest",
+            socket: &socket,
+            script: "synced.sh",
+            variables: &[],
+            programs: false,
+            queues: 1,
+            timeout: 5 * MINUTE,
+        },
+    )?;
+    let started = Instant::now();
+    while guest.output().matches("synced ").count() < 40 {
+        guest.wait_for("synced ", 2 * MINUTE)?;
+        ensure!(
+            started.elapsed() < 4 * MINUTE,
+            "too slow:\n{}",
+            guest.output()
+        );
+        sleep(Duration::from_millis(100));
+    }
+    daemon.kill()?;
+    // What was under way to the terminal still arrives; then the guest hangs and is ended.
+    sleep(Duration::from_secs(1));
+    let said = guest.output();
+    drop(guest);
+    let count = judge_crashed(&workspace, &image, &said)?;
+    println!("{count} synced files are there");
+    Ok(())
 }
