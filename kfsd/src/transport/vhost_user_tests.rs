@@ -49,8 +49,7 @@ fn options() -> DeviceOptions {
 }
 
 fn serve(options: DeviceOptions) -> Served {
-    let dir = tempfile::tempdir().unwrap();
-    let fs = Arc::new(TinyFs::default());
+    let (dir, fs) = (tempfile::tempdir().unwrap(), Arc::new(TinyFs::default()));
     let socket = Socket::bind(&dir.path().join("sock")).unwrap();
     let server = VhostUserServer::new(fs.clone(), socket, options).unwrap();
     Served {
@@ -530,8 +529,7 @@ fn once_means_once() {
         once: true,
         ..options()
     });
-    let guest = Guest::connect(&served);
-    drop(guest);
+    drop(Guest::connect(&served));
     served.thread.join().unwrap().unwrap();
 }
 
@@ -540,8 +538,7 @@ fn the_configuration_space_has_tag_and_queues() {
     let served = serve(options());
     let mut guest = Guest::connect(&served);
     let flags = VhostUserConfigFlags::empty();
-    let config = guest.frontend.get_config(0, 44, flags, &[0; 44]);
-    let (_, config) = config.unwrap();
+    let (_, config) = guest.frontend.get_config(0, 44, flags, &[0; 44]).unwrap();
     assert_eq!(&config[..5], b"myfs\0");
     assert_eq!(config[36..40], 2u32.to_le_bytes());
     served.stop();
