@@ -10,7 +10,7 @@ use crate::ids::{BlockNr, GroupNr, InodeNr, LogicalBlock, Run};
 use crate::inode::{InodeTable, Orphans};
 use crate::layout::inode::{InodeBytes, InodeFlags};
 use crate::layout::superblock::{SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE};
-use crate::layout::{Access, Compat, Geometry, Incompat, RawSuperblock, RoCompat, features};
+use crate::layout::{Access, Compat, Geometry, Incompat, RawSuperblock, features};
 use crate::storage::journal::{LogArea, LogOptions, recover, reset_log};
 use crate::storage::{BufferCache, Journal};
 use crate::volume::{Volume, VolumeParts};
@@ -299,10 +299,6 @@ fn mark_in_use(
     if superblock.compat().contains(Compat::HAS_JOURNAL) {
         let incompat = superblock.incompat() | Incompat::RECOVER;
         superblock.s_feature_incompat.set(incompat.bits());
-        if superblock.compat().contains(Compat::ORPHAN_FILE) {
-            let ro_compat = superblock.ro_compat() | RoCompat::ORPHAN_PRESENT;
-            superblock.s_feature_ro_compat.set(ro_compat.bits());
-        }
     } else {
         // Without a journal only e2fsck can tell what an interrupted change has left.
         let state = superblock.s_state.get() & !crate::layout::superblock::STATE_VALID;

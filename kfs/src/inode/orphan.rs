@@ -10,7 +10,7 @@ use super::{CREDITS_INODE, Inode, InodeTable};
 use crate::corrupt::Corrupt;
 use crate::error::Result;
 use crate::ids::InodeNr;
-use crate::layout::orphan;
+use crate::layout::{RoCompat, orphan};
 use crate::storage::{Buffer, Handle};
 use crate::volume::Volume;
 use parking_lot::Mutex;
@@ -18,8 +18,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Metadata blocks that adding or removing an orphan touches: its inode, and a block of the orphan
-/// file or the superblock or the inode before it in the list.
-pub(crate) const CREDITS_ORPHAN: u32 = CREDITS_INODE + 1;
+/// file, the superblock, or the inode before it in the list.
+pub(crate) const CREDITS_ORPHAN: u32 = CREDITS_INODE + 2;
 
 /// The orphans of a volume.
 #[derive(Default)]
@@ -33,6 +33,8 @@ struct State {
     /// Inodes on the list, oldest first: the superblock names the last one.
     list: Vec<InodeNr>,
     file: Option<OrphanFile>,
+    /// Entries that are in the file.
+    in_file: i64,
 }
 
 struct Entry {
@@ -102,10 +104,9 @@ impl Orphans {
             block: slot.block,
             slot: slot.slot,
         };
-        self.state
-            .lock()
-            .entries
-            .insert(inode.nr(), Entry { inode, place });
+        let mut state = self.state.lock();
+        state.in_file += 1;
+        state.entries.insert(inode.nr(), Entry { inode, place });
     }
 
     /// Notes what recovery found in the list; to be called from the list's head on.
@@ -130,6 +131,7 @@ impl Orphans {
         let place = match state.file.as_mut().and_then(|file| file.free.pop()) {
             Some((block, slot)) => {
                 state.write_slot(handle, block, slot, inode.nr().0);
+                state.count_in_file(volume, handle, 1);
                 Place::File { block, slot }
             }
             None => {
@@ -160,6 +162,7 @@ impl Orphans {
         match entry.place {
             Place::File { block, slot } => {
                 state.write_slot(handle, block, slot, 0);
+                state.count_in_file(volume, handle, -1);
                 if let Some(file) = state.file.as_mut() {
                     file.free.push((block, slot));
                 }
@@ -200,6 +203,21 @@ impl State {
         let mut bytes = handle.get_write_access(buffer);
         bytes[slot * 4..slot * 4 + 4].copy_from_slice(&value.to_le_bytes());
         orphan::update_tail(file.checksum_seed, buffer.nr(), &mut bytes);
+    }
+
+    /// Keeps the feature flag that says whether the file has entries: e2fsck and Linux look into the
+    /// file only when it is set, and e2fsck wants it clear when there are none.
+    fn count_in_file(&mut self, volume: &Volume, handle: &mut Handle<'_>, change: i64) {
+        let had = self.in_file > 0;
+        self.in_file += change;
+        let has = self.in_file > 0;
+        if had != has {
+            volume.update_superblock(handle, |raw| {
+                let mut features = raw.ro_compat();
+                features.set(RoCompat::ORPHAN_PRESENT, has);
+                raw.s_feature_ro_compat.set(features.bits());
+            });
+        }
     }
 
     /// Takes an inode out of the list: whoever pointed to it points to its successor.

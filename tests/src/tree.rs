@@ -1,0 +1,83 @@
+//! A picture of a whole volume, to be compared with another.
+
+use kfs::{Filesystem, Inode, Result, SliceSink};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+const S_IFMT: u16 = 0o170_000;
+const S_IFDIR: u16 = 0o040_000;
+const S_IFREG: u16 = 0o100_000;
+const S_IFLNK: u16 = 0o120_000;
+
+/// Every path with what is there: type, mode, owner, links, size, content, attributes. Times are
+/// left out.
+///
+/// # Errors
+/// What the file system reports.
+pub fn picture(fs: &Filesystem) -> Result<BTreeMap<String, String>> {
+    let mut picture = BTreeMap::new();
+    walk(fs, &fs.root()?, "", &mut picture)?;
+    Ok(picture)
+}
+
+fn walk(
+    fs: &Filesystem,
+    directory: &Arc<Inode>,
+    path: &str,
+    picture: &mut BTreeMap<String, String>,
+) -> Result<()> {
+    let mut names = Vec::new();
+    fs.list(directory, 0, &mut |listed| {
+        if !matches!(listed.name, b"." | b"..") {
+            names.push(listed.name.to_vec());
+        }
+        ControlFlow::Continue(())
+    })?;
+    for name in names {
+        let inode = fs.lookup(directory, &name)?;
+        let path = format!("{path}/{}", String::from_utf8_lossy(&name));
+        picture.insert(path.clone(), describe(fs, &inode)?);
+        if inode.is_directory() {
+            walk(fs, &inode, &path, picture)?;
+        }
+    }
+    Ok(())
+}
+
+fn describe(fs: &Filesystem, inode: &Arc<Inode>) -> Result<String> {
+    let attr = fs.attr(inode);
+    let mut text = format!(
+        "{:o} {}:{} links {}",
+        attr.mode, attr.uid, attr.gid, attr.links
+    );
+    match attr.mode & S_IFMT {
+        S_IFREG => {
+            let mut content = vec![0; usize::try_from(attr.size_bytes).unwrap_or(0)];
+            let len = content.len();
+            fs.read(inode, 0, len, &mut SliceSink::new(&mut content))?;
+            let sum = kfs::checksum::crc32c(!0, &content);
+            let _ = write!(text, " size {len} crc {sum:08x}");
+        }
+        S_IFLNK => {
+            let _ = write!(
+                text,
+                " -> {}",
+                String::from_utf8_lossy(&fs.read_link(inode)?)
+            );
+        }
+        S_IFDIR => {}
+        _ => {
+            let _ = write!(text, " device {:?}", attr.device);
+        }
+    }
+    let mut attributes = fs.list_xattrs(inode)?;
+    attributes.sort_by_key(|name| name.full());
+    for name in attributes {
+        let full = name.full();
+        let value = fs.get_xattr(inode, &full)?;
+        let _ = write!(text, " {}={value:02x?}", String::from_utf8_lossy(&full));
+    }
+    Ok(text)
+}
