@@ -116,7 +116,7 @@ impl File<'_> {
     fn touch(self, options: WriteOptions) -> Result<()> {
         self.volume.transact(CREDITS_INODE, |handle| {
             self.inode.update(self.volume, handle, |state, _| {
-                self.stamp_change(state, options)
+                self.stamp_change(state, options);
             });
             Ok(())
         })

@@ -121,7 +121,7 @@ impl PlannedInode {
         let inode = Arc::new(Inode::new(nr, self.place, bytes));
         inodes.insert(&inode);
         inode.update(volume, handle, |state, handle| {
-            state.mark_data_changed(handle)
+            state.mark_data_changed(handle);
         });
         inode
     }

@@ -137,7 +137,7 @@ impl Orphans {
             None => {
                 let next = state.list.last().map_or(0, |nr| nr.0);
                 inode.update(volume, handle, |state, _| {
-                    state.fields_mut().set_dtime(next)
+                    state.fields_mut().set_dtime(next);
                 });
                 volume.update_superblock(handle, |raw| raw.s_last_orphan.set(inode.nr().0));
                 state.list.push(inode.nr());
@@ -233,7 +233,7 @@ impl State {
         {
             Some(newer) => {
                 newer.inode.update(volume, handle, |state, _| {
-                    state.fields_mut().set_dtime(next)
+                    state.fields_mut().set_dtime(next);
                 });
             }
             None => volume.update_superblock(handle, |raw| raw.s_last_orphan.set(next)),

@@ -172,7 +172,7 @@ impl Filesystem {
         };
         let links = if mode & S_IFMT == S_IFDIR { 2 } else { 1 };
         inode.update(&self.volume, handle, |state, _| {
-            state.fields_mut().set_links_count(links)
+            state.fields_mut().set_links_count(links);
         });
         self.touch_directory(directory, handle, i32::from(links) - 1);
         Ok(inode)

@@ -261,7 +261,7 @@ impl Filesystem {
     fn touch_changed(&self, handle: &mut Handle<'_>, inode: &Inode) {
         let now = self.volume.now();
         inode.update(&self.volume, handle, |state, _| {
-            state.fields_mut().set_ctime(now)
+            state.fields_mut().set_ctime(now);
         });
     }
 
