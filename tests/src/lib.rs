@@ -3,3 +3,4 @@
 pub mod e2fsprogs;
 pub mod guest;
 pub mod tree;
+pub mod workload;

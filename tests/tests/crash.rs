@@ -7,16 +7,12 @@
 //! looked for among those that may be. Every so many images e2fsck judges the result of kfs's
 //! recovery, and on another copy recovers itself.
 //!
-//! Operations never overwrite bytes in place: that is not atomic, by design.
-//!
 //! `KFS_SEED=N` replays one workload; `KFS_CRASH_SEEDS=N` runs that many (soak).
 
-use kfs::{
-    Filesystem, Inode, MountOptions, NewNode, RenameMode, SetAttr, SetMode, SliceSource,
-    WriteOptions,
-};
-use kfs_disk::testing::{CrashDevice, SplitMix64};
+use kfs::{Filesystem, MountOptions};
+use kfs_disk::testing::CrashDevice;
 use kfs_disk::{BlockDevice, MemoryDevice};
+use kfs_tests::workload::Workload;
 use kfs_tests::{e2fsprogs, tree};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -61,199 +57,6 @@ fn formatted(block_size: u32) -> MemoryDevice {
     device
 }
 
-struct Workload {
-    fs: Arc<Filesystem>,
-    random: SplitMix64,
-    /// Directories and files by path; directories end with a slash.
-    names: Vec<String>,
-    next: u32,
-}
-
-impl Workload {
-    fn below(&mut self, bound: usize) -> usize {
-        (self.random.next_u64() % bound as u64) as usize
-    }
-
-    fn resolve(&self, path: &str) -> (Arc<Inode>, String) {
-        let mut directory = self.fs.root().expect("root");
-        let mut parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
-        let last = parts.pop().expect("a path has a name").to_string();
-        for part in parts {
-            directory = self.fs.lookup(&directory, part.as_bytes()).expect("exists");
-        }
-        (directory, last)
-    }
-
-    fn any(&mut self, directories: bool) -> Option<String> {
-        let fitting: Vec<String> = self
-            .names
-            .iter()
-            .filter(|name| name.ends_with('/') == directories)
-            .cloned()
-            .collect();
-        if fitting.is_empty() {
-            return None;
-        }
-        let index = self.below(fitting.len());
-        Some(fitting[index].clone())
-    }
-
-    fn new_path(&mut self) -> String {
-        let parent = self.any(true).unwrap_or_default();
-        self.next += 1;
-        let filler = "x".repeat(self.below(60));
-        format!("{parent}n{}{filler}", self.next)
-    }
-
-    /// Does one operation and says which. Those that find nothing to work on make a file.
-    fn operate(&mut self) -> (String, bool) {
-        match self.below(16) {
-            0..=3 => (self.make(0o100_644), false),
-            4 | 5 => (self.make(0o040_755), false),
-            6..=8 => (self.append(), false),
-            9 => (self.truncate(), false),
-            10 | 11 => (self.remove(), false),
-            12 => (self.rename(), false),
-            13 => (self.link(), false),
-            14 => (self.set_xattr(), false),
-            _ => {
-                self.fs.sync().expect("memory does not fail");
-                ("sync".into(), true)
-            }
-        }
-    }
-
-    fn make(&mut self, mode: u16) -> String {
-        let path = self.new_path();
-        let (directory, name) = self.resolve(&path);
-        let node = NewNode {
-            mode,
-            uid: 5,
-            gid: 6,
-            ..NewNode::default()
-        };
-        self.fs
-            .create(&directory, name.as_bytes(), &node)
-            .expect("creates");
-        let is_directory = mode & 0o040_000 != 0;
-        self.names.push(if is_directory {
-            format!("{path}/")
-        } else {
-            path.clone()
-        });
-        format!("make {path}")
-    }
-
-    fn append(&mut self) -> String {
-        let Some(path) = self.any(false) else {
-            return self.make(0o100_644);
-        };
-        let (directory, name) = self.resolve(&path);
-        let inode = self.fs.lookup(&directory, name.as_bytes()).expect("exists");
-        let len = 1 + self.below(9000);
-        let byte = (self.random.next_u64() & 0xff) as u8;
-        let content: Vec<u8> = (0..len).map(|index| byte ^ index as u8).collect();
-        let offset = self.fs.attr(&inode).size_bytes;
-        let mut source = SliceSource::new(&content);
-        self.fs
-            .write(&inode, offset, len, &mut source, WriteOptions::default())
-            .expect("writes");
-        format!("append {len} to {path}")
-    }
-
-    fn truncate(&mut self) -> String {
-        let Some(path) = self.any(false) else {
-            return self.make(0o100_644);
-        };
-        let (directory, name) = self.resolve(&path);
-        let inode = self.fs.lookup(&directory, name.as_bytes()).expect("exists");
-        let size = self.fs.attr(&inode).size_bytes;
-        let size = self.random.next_u64() % (size + 1);
-        let change = SetAttr {
-            size_bytes: Some(size),
-            ..SetAttr::default()
-        };
-        self.fs.set_attr(&inode, &change).expect("truncates");
-        format!("truncate {path} to {size}")
-    }
-
-    fn remove(&mut self) -> String {
-        let wants_directory = self.below(3) == 0;
-        let Some(path) = self.any(wants_directory) else {
-            return self.make(0o100_644);
-        };
-        let (directory, name) = self.resolve(&path);
-        if wants_directory {
-            if self.fs.rmdir(&directory, name.as_bytes()).is_err() {
-                return self.make(0o040_755);
-            }
-        } else {
-            self.fs
-                .unlink(&directory, name.as_bytes())
-                .expect("unlinks");
-        }
-        self.names.retain(|other| *other != path);
-        format!("remove {path}")
-    }
-
-    fn rename(&mut self) -> String {
-        let (Some(from), Some(to)) = (self.any(false), self.any(false)) else {
-            return self.make(0o100_644);
-        };
-        let replaces = self.below(2) == 0 && from != to;
-        let to = if replaces { to } else { self.new_path() };
-        let (old, old_name) = self.resolve(&from);
-        let (new, new_name) = self.resolve(&to);
-        let are_same = {
-            let target = self.fs.lookup(&new, new_name.as_bytes()).ok();
-            let source = self.fs.lookup(&old, old_name.as_bytes()).expect("exists");
-            target.is_some_and(|target| target.nr() == source.nr())
-        };
-        self.fs
-            .rename(
-                &old,
-                old_name.as_bytes(),
-                &new,
-                new_name.as_bytes(),
-                RenameMode::Replace,
-            )
-            .expect("renames");
-        if !are_same {
-            self.names.retain(|other| *other != from && *other != to);
-            self.names.push(to.clone());
-        }
-        format!("rename {from} to {to}")
-    }
-
-    fn link(&mut self) -> String {
-        let Some(path) = self.any(false) else {
-            return self.make(0o100_644);
-        };
-        let (directory, name) = self.resolve(&path);
-        let inode = self.fs.lookup(&directory, name.as_bytes()).expect("exists");
-        let other = self.new_path();
-        let (directory, name) = self.resolve(&other);
-        self.fs
-            .link(&inode, &directory, name.as_bytes())
-            .expect("links");
-        self.names.push(other.clone());
-        format!("link {path} to {other}")
-    }
-
-    fn set_xattr(&mut self) -> String {
-        let Some(path) = self.any(false) else {
-            return self.make(0o100_644);
-        };
-        let (directory, name) = self.resolve(&path);
-        let inode = self.fs.lookup(&directory, name.as_bytes()).expect("exists");
-        let value = vec![9; self.below(300)];
-        self.fs
-            .set_xattr(&inode, b"user.crash", &value, SetMode::Any, false)
-            .expect("sets");
-        format!("xattr of {} bytes on {path}", value.len())
-    }
-}
-
 fn record(seed: u64, block_size: u32) -> (Arc<CrashDevice>, Vec<Step>) {
     let device = CrashDevice::with_sector_size(formatted(block_size), ATOMIC_BYTES);
     let device = Arc::new(device);
@@ -266,16 +69,10 @@ fn record(seed: u64, block_size: u32) -> (Arc<CrashDevice>, Vec<Step>) {
         picture,
         durable_at: Some(0),
     }];
-    let random = SplitMix64::new(seed);
-    let mut workload = Workload {
-        fs: Arc::clone(&fs),
-        random,
-        names: Vec::new(),
-        next: 0,
-    };
+    let mut workload = Workload::new(Arc::clone(&fs), seed);
     for _ in 0..OPERATIONS {
         let began = device.position();
-        let (what, is_sync) = workload.operate();
+        let (what, is_sync) = workload.operate().expect("memory does not fail");
         let picture = tree::picture(&fs).expect("walks");
         let durable_at = is_sync.then(|| device.position());
         steps.push(Step {

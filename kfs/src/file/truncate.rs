@@ -107,39 +107,41 @@ impl File<'_> {
         })
     }
 
-    fn cut(self, size: u64, mut tail: Option<Tail>, options: WriteOptions) -> Result<()> {
+    fn cut(self, size: u64, tail: Option<Tail>, options: WriteOptions) -> Result<()> {
         self.inode.check_extents()?;
         let first = size.div_ceil(self.volume.block_size());
-        // The tail moves in a step of its own before the size changes: the file is the same after it.
-        if let Some(tail) = tail.take() {
-            let credits = CREDITS_INODE + CREDITS_RUN + REWRITE_CREDITS_MIN;
-            self.volume
-                .transact(credits, |handle| self.move_tail(handle, tail))?;
-        }
-        let mut is_first = true;
-        loop {
-            let is_done = self.volume.transact(self.removal_credits()?, |handle| {
-                if is_first {
-                    self.inode.update(self.volume, handle, |state, handle| {
-                        state.fields_mut().set_size_bytes(size);
-                        state.mark_data_changed(handle);
-                        self.stamp_change(state, options);
-                    });
-                }
-                let removal = self
-                    .inode
-                    .remove_blocks(self.volume, handle, first, LOGICAL_END)?;
-                match removal {
-                    Removal::Done => self.orphans.remove(self.volume, handle, self.inode),
-                    Removal::More => self.orphans.add(self.volume, handle, self.inode),
-                }
-                Ok(removal == Removal::Done)
-            })?;
-            is_first = false;
-            if is_done {
-                return Ok(());
+        // The size and the last block change together: with either alone, a crash would show zeros
+        // before the old end or old bytes behind the new one.
+        let credits = self.removal_credits()? + CREDITS_INODE + CREDITS_RUN + REWRITE_CREDITS_MIN;
+        let mut removal = self.volume.transact(credits, |handle| {
+            if let Some(tail) = tail {
+                self.move_tail(handle, tail)?;
             }
+            self.inode.update(self.volume, handle, |state, handle| {
+                state.fields_mut().set_size_bytes(size);
+                state.mark_data_changed(handle);
+                self.stamp_change(state, options);
+            });
+            self.cut_some(handle, first)
+        })?;
+        while removal == Removal::More {
+            removal = self.volume.transact(self.removal_credits()?, |handle| {
+                self.cut_some(handle, first)
+            })?;
         }
+        Ok(())
+    }
+
+    /// Frees blocks from `first` on; while some are left the inode is an orphan.
+    fn cut_some(self, handle: &mut Handle<'_>, first: u64) -> Result<Removal> {
+        let removal = self
+            .inode
+            .remove_blocks(self.volume, handle, first, LOGICAL_END)?;
+        match removal {
+            Removal::Done => self.orphans.remove(self.volume, handle, self.inode),
+            Removal::More => self.orphans.add(self.volume, handle, self.inode),
+        }
+        Ok(removal)
     }
 
     /// Finishes what a crash interrupted: frees all blocks beyond the size.

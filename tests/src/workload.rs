@@ -1,0 +1,212 @@
+//! `Workload`: random operations on a volume, for tests of what a crash or a failing device leaves.
+//!
+//! Operations never overwrite bytes in place: that is not atomic, by design.
+
+use kfs::{
+    Error, Filesystem, Inode, NewNode, RenameMode, Result, SetAttr, SetMode, SliceSource,
+    WriteOptions,
+};
+use kfs_disk::testing::SplitMix64;
+use std::sync::Arc;
+
+/// Random operations on a volume, the same for the same seed.
+pub struct Workload {
+    /// The volume.
+    fs: Arc<Filesystem>,
+    random: SplitMix64,
+    /// Directories and files by path; directories end with a slash.
+    names: Vec<String>,
+    next: u32,
+}
+
+impl Workload {
+    /// A workload on an empty volume.
+    #[must_use]
+    pub fn new(fs: Arc<Filesystem>, seed: u64) -> Self {
+        Self {
+            fs,
+            random: SplitMix64::new(seed),
+            names: Vec::new(),
+            next: 0,
+        }
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        (self.random.next_u64() % bound as u64) as usize
+    }
+
+    fn resolve(&self, path: &str) -> Result<(Arc<Inode>, String)> {
+        let mut directory = self.fs.root()?;
+        let mut parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+        let last = parts.pop().expect("a path has a name").to_string();
+        for part in parts {
+            directory = self.fs.lookup(&directory, part.as_bytes())?;
+        }
+        Ok((directory, last))
+    }
+
+    fn any(&mut self, directories: bool) -> Option<String> {
+        let fitting: Vec<String> = self
+            .names
+            .iter()
+            .filter(|name| name.ends_with('/') == directories)
+            .cloned()
+            .collect();
+        if fitting.is_empty() {
+            return None;
+        }
+        let index = self.below(fitting.len());
+        Some(fitting[index].clone())
+    }
+
+    fn new_path(&mut self) -> String {
+        let parent = self.any(true).unwrap_or_default();
+        self.next += 1;
+        let filler = "x".repeat(self.below(60));
+        format!("{parent}n{}{filler}", self.next)
+    }
+
+    /// Does one operation and says which, and whether everything up to it is durable. Those that
+    /// find nothing to work on make a file.
+    ///
+    /// # Errors
+    /// What the operation reports.
+    pub fn operate(&mut self) -> Result<(String, bool)> {
+        let what = match self.below(16) {
+            0..=3 => self.make(0o100_644)?,
+            4 | 5 => self.make(0o040_755)?,
+            6..=8 => self.append()?,
+            9 => self.truncate()?,
+            10 | 11 => self.remove()?,
+            12 => self.rename()?,
+            13 => self.link()?,
+            14 => self.set_xattr()?,
+            _ => {
+                self.fs.sync()?;
+                return Ok(("sync".into(), true));
+            }
+        };
+        Ok((what, false))
+    }
+
+    fn make(&mut self, mode: u16) -> Result<String> {
+        let path = self.new_path();
+        let (directory, name) = self.resolve(&path)?;
+        let node = NewNode {
+            mode,
+            uid: 5,
+            gid: 6,
+            ..NewNode::default()
+        };
+        self.fs.create(&directory, name.as_bytes(), &node)?;
+        let is_directory = mode & 0o040_000 != 0;
+        self.names.push(if is_directory {
+            format!("{path}/")
+        } else {
+            path.clone()
+        });
+        Ok(format!("make {path}"))
+    }
+
+    fn append(&mut self) -> Result<String> {
+        let Some(path) = self.any(false) else {
+            return self.make(0o100_644);
+        };
+        let (directory, name) = self.resolve(&path)?;
+        let inode = self.fs.lookup(&directory, name.as_bytes())?;
+        let len = 1 + self.below(9000);
+        let byte = (self.random.next_u64() & 0xff) as u8;
+        let content: Vec<u8> = (0..len).map(|index| byte ^ index as u8).collect();
+        let offset = self.fs.attr(&inode).size_bytes;
+        let mut source = SliceSource::new(&content);
+        self.fs
+            .write(&inode, offset, len, &mut source, WriteOptions::default())?;
+        Ok(format!("append {len} to {path}"))
+    }
+
+    fn truncate(&mut self) -> Result<String> {
+        let Some(path) = self.any(false) else {
+            return self.make(0o100_644);
+        };
+        let (directory, name) = self.resolve(&path)?;
+        let inode = self.fs.lookup(&directory, name.as_bytes())?;
+        let size = self.fs.attr(&inode).size_bytes;
+        let size = self.random.next_u64() % (size + 1);
+        let change = SetAttr {
+            size_bytes: Some(size),
+            ..SetAttr::default()
+        };
+        self.fs.set_attr(&inode, &change)?;
+        Ok(format!("truncate {path} to {size}"))
+    }
+
+    fn remove(&mut self) -> Result<String> {
+        let wants_directory = self.below(3) == 0;
+        let Some(path) = self.any(wants_directory) else {
+            return self.make(0o100_644);
+        };
+        let (directory, name) = self.resolve(&path)?;
+        if wants_directory {
+            match self.fs.rmdir(&directory, name.as_bytes()) {
+                Err(Error::NotEmpty) => return self.make(0o040_755),
+                other => other?,
+            }
+        } else {
+            self.fs.unlink(&directory, name.as_bytes())?;
+        }
+        self.names.retain(|other| *other != path);
+        Ok(format!("remove {path}"))
+    }
+
+    fn rename(&mut self) -> Result<String> {
+        let (Some(from), Some(to)) = (self.any(false), self.any(false)) else {
+            return self.make(0o100_644);
+        };
+        let replaces = self.below(2) == 0 && from != to;
+        let to = if replaces { to } else { self.new_path() };
+        let (old, old_name) = self.resolve(&from)?;
+        let (new, new_name) = self.resolve(&to)?;
+        let are_same = {
+            let target = self.fs.lookup(&new, new_name.as_bytes()).ok();
+            let source = self.fs.lookup(&old, old_name.as_bytes())?;
+            target.is_some_and(|target| target.nr() == source.nr())
+        };
+        self.fs.rename(
+            &old,
+            old_name.as_bytes(),
+            &new,
+            new_name.as_bytes(),
+            RenameMode::Replace,
+        )?;
+        if !are_same {
+            self.names.retain(|other| *other != from && *other != to);
+            self.names.push(to.clone());
+        }
+        Ok(format!("rename {from} to {to}"))
+    }
+
+    fn link(&mut self) -> Result<String> {
+        let Some(path) = self.any(false) else {
+            return self.make(0o100_644);
+        };
+        let (directory, name) = self.resolve(&path)?;
+        let inode = self.fs.lookup(&directory, name.as_bytes())?;
+        let other = self.new_path();
+        let (directory, name) = self.resolve(&other)?;
+        self.fs.link(&inode, &directory, name.as_bytes())?;
+        self.names.push(other.clone());
+        Ok(format!("link {path} to {other}"))
+    }
+
+    fn set_xattr(&mut self) -> Result<String> {
+        let Some(path) = self.any(false) else {
+            return self.make(0o100_644);
+        };
+        let (directory, name) = self.resolve(&path)?;
+        let inode = self.fs.lookup(&directory, name.as_bytes())?;
+        let value = vec![9; self.below(300)];
+        self.fs
+            .set_xattr(&inode, b"user.crash", &value, SetMode::Any, false)?;
+        Ok(format!("xattr of {} bytes on {path}", value.len()))
+    }
+}

@@ -1,0 +1,135 @@
+//! Goal: when the device fails, the caller is told, nothing that was durable is lost, and the volume
+//! is whole after a restart.
+//!
+//! Method: a random workload on a device whose n-th write, or n-th flush, fails, for every n, once
+//! and from then on. The volume must take no change after a failed commit, and never panic. Then the
+//! device works again: the image recovers to the tree after some operation, not older than the last
+//! sync that succeeded, and e2fsck finds nothing.
+
+use kfs::{Error, Filesystem, MountOptions};
+use kfs_disk::testing::{Fault, FaultDevice, FaultTrigger, OpKinds};
+use kfs_disk::{BlockDevice, MemoryDevice};
+use kfs_tests::workload::Workload;
+use kfs_tests::{e2fsprogs, tree};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+const IMAGE_BYTES: u64 = 8 << 20;
+const OPERATIONS: usize = 50;
+/// Every so many images e2fsck is asked, too.
+const E2FSCK_EVERY: u64 = 20;
+
+type Picture = BTreeMap<String, String>;
+
+fn options() -> MountOptions {
+    MountOptions {
+        commit_interval: None,
+        generation_seed: Some(7),
+        ..MountOptions::default()
+    }
+}
+
+/// What a run with a failing device left.
+struct Run {
+    image: MemoryDevice,
+    /// Trees after each operation that succeeded, from the last durable one on.
+    possible: Vec<Picture>,
+    has_failed: bool,
+}
+
+fn run(seed: u64, fault: Fault) -> Run {
+    let memory = Arc::new(MemoryDevice::new(IMAGE_BYTES));
+    mkfs::format(&*memory, &mkfs::Options::default()).expect("formats");
+    let device = Arc::new(FaultDevice::new(Arc::clone(&memory)));
+    let fs = Filesystem::open(Arc::clone(&device) as Arc<dyn BlockDevice>, options())
+        .expect("opens before anything fails");
+    let mut possible = vec![tree::picture(&fs).expect("reads do not fail")];
+    let mut workload = Workload::new(Arc::clone(&fs), seed);
+    device.inject(fault);
+    let mut has_failed = false;
+    for _ in 0..OPERATIONS {
+        match workload.operate() {
+            Ok((_, is_durable)) => {
+                assert!(
+                    !fs.status().journal.aborted,
+                    "an operation succeeded on an aborted journal"
+                );
+                if is_durable {
+                    possible.clear();
+                }
+                possible.push(tree::picture(&fs).expect("reads do not fail"));
+            }
+            Err(Error::Io { .. } | Error::Device { .. } | Error::ReadOnly { .. }) => {
+                has_failed = true;
+                break;
+            }
+            Err(error) => panic!("seed {seed}: not the device's failure: {error}"),
+        }
+    }
+    if has_failed {
+        // What failed half-way may show, if its blocks got into a commit that was under way.
+        possible.push(tree::picture(&fs).expect("reads do not fail"));
+    }
+    drop(workload);
+    has_failed |= fs.close().is_err();
+    drop(fs);
+    Run {
+        image: memory.snapshot(),
+        possible,
+        has_failed,
+    }
+}
+
+fn judge(run: &Run, context: &str, asks_e2fsck: bool) {
+    let device = Arc::new(run.image.snapshot());
+    let fs = Filesystem::open(Arc::clone(&device) as Arc<dyn BlockDevice>, options())
+        .unwrap_or_else(|error| panic!("{context}: does not recover: {error}"));
+    let picture = tree::picture(&fs).unwrap_or_else(|error| panic!("{context}: {error}"));
+    assert!(
+        run.possible.contains(&picture),
+        "{context}: recovered to\n{picture:#?}"
+    );
+    fs.close()
+        .unwrap_or_else(|error| panic!("{context}: {error}"));
+    drop(fs);
+    if asks_e2fsck {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = folder.path().join("image");
+        device.write_to(&path).expect("writes the image");
+        // The error is on record in the superblock, for whoever checks images at boot.
+        e2fsprogs::recover_and_check(&path).unwrap_or_else(|found| panic!("{context}: {found}"));
+    }
+}
+
+fn fail_each(kinds: OpKinds, name: &str) {
+    let mut failures = 0;
+    for seed in 1..=2 {
+        for nth in 1.. {
+            let mut reached = false;
+            for (trigger, how) in [
+                (FaultTrigger::Nth(nth), "once"),
+                (FaultTrigger::From(nth), "on"),
+            ] {
+                let run = run(seed, Fault::new(kinds, trigger));
+                let context = format!("seed {seed}, {name} {nth} fails {how}");
+                judge(&run, &context, nth % E2FSCK_EVERY == 0);
+                reached |= run.has_failed;
+                failures += u64::from(run.has_failed);
+            }
+            if !reached {
+                break;
+            }
+        }
+    }
+    assert!(failures > 20, "only {failures} runs met a failure");
+}
+
+#[test]
+fn each_write_fails() {
+    fail_each(OpKinds::CHANGES, "write");
+}
+
+#[test]
+fn each_flush_fails() {
+    fail_each(OpKinds::FLUSHES, "flush");
+}
