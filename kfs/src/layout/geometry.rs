@@ -8,6 +8,7 @@ use super::superblock::{CHECKSUM_CRC32C, EXT4_MAGIC, FLAG_UNSIGNED_HASH, RawSupe
 use crate::corrupt::Corrupt;
 use crate::error::{Error, Result};
 use crate::ids::{BlockNr, GroupNr, InodeNr};
+use zerocopy::little_endian::U32;
 
 /// Immutable facts of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,25 +170,70 @@ fn check_extra_isize(raw: &RawSuperblock, inode_size: u32) -> Result<u16> {
     Ok(if want < 4 { 32 } else { want & !3 })
 }
 
+/// What shows that this is a superblock at all.
+fn check_identity(raw: &RawSuperblock) -> Result<()> {
+    let magic = raw.s_magic.get();
+    if magic != EXT4_MAGIC {
+        return Err(Corrupt::SuperblockMagic { found: magic }.into());
+    }
+    if !raw.verify_checksum() {
+        let (found, expected) = (raw.s_checksum.get(), raw.checksum());
+        return Err(Corrupt::SuperblockChecksum { found, expected }.into());
+    }
+    if raw.ro_compat().contains(RoCompat::METADATA_CSUM) {
+        let kind = raw.s_checksum_type;
+        ensure(kind == CHECKSUM_CRC32C, "s_checksum_type", kind)?;
+    }
+    Ok(())
+}
+
+/// First meta block group and blocks reserved for descriptors.
+fn check_descriptors(raw: &RawSuperblock, block_size: u32, desc_blocks: u32) -> Result<(u32, u32)> {
+    let first = raw.s_first_meta_bg.get();
+    if raw.incompat().contains(Incompat::META_BG) {
+        ensure(first <= desc_blocks, "s_first_meta_bg", first)?;
+    }
+    let reserved = u32::from(raw.s_reserved_gdt_blocks.get());
+    ensure(
+        reserved <= block_size / 4,
+        "s_reserved_gdt_blocks",
+        reserved,
+    )?;
+    Ok((first, reserved))
+}
+
+/// The inodes of the journal and of the orphan file, and the first that is not reserved.
+fn check_special_inodes(
+    raw: &RawSuperblock,
+) -> Result<(Option<InodeNr>, Option<InodeNr>, InodeNr)> {
+    let inodes = raw.s_inodes_count.get();
+    let named = |feature, inode: U32| {
+        if raw.compat().contains(feature) {
+            inode.get()
+        } else {
+            0
+        }
+    };
+    let journal = named(Compat::HAS_JOURNAL, raw.s_journal_inum);
+    let journal = check_special_inode("s_journal_inum", journal, inodes)?;
+    let orphan = named(Compat::ORPHAN_FILE, raw.s_orphan_file_inum);
+    let orphan = check_special_inode("s_orphan_file_inum", orphan, inodes)?;
+    let first = if raw.s_rev_level.get() == 0 {
+        11
+    } else {
+        raw.s_first_ino.get()
+    };
+    ensure((11..=inodes).contains(&first), "s_first_ino", first)?;
+    Ok((journal, orphan, InodeNr(first)))
+}
+
 impl TryFrom<&RawSuperblock> for Geometry {
     type Error = Error;
 
     /// Checks the superblock's magic, checksum and numbers. Features are judged by
     /// [`features::check`](super::features::check).
     fn try_from(raw: &RawSuperblock) -> Result<Self> {
-        let magic = raw.s_magic.get();
-        if magic != EXT4_MAGIC {
-            return Err(Corrupt::SuperblockMagic { found: magic }.into());
-        }
-        let (compat, incompat, ro_compat) = (raw.compat(), raw.incompat(), raw.ro_compat());
-        if !raw.verify_checksum() {
-            let (found, expected) = (raw.s_checksum.get(), raw.checksum());
-            return Err(Corrupt::SuperblockChecksum { found, expected }.into());
-        }
-        if ro_compat.contains(RoCompat::METADATA_CSUM) {
-            let kind = raw.s_checksum_type;
-            ensure(kind == CHECKSUM_CRC32C, "s_checksum_type", kind)?;
-        }
+        check_identity(raw)?;
         let (block_size_bits, cluster_blocks) = check_block_size(raw)?;
         let block_size = 1 << block_size_bits;
         let first_data_block = raw.s_first_data_block.get();
@@ -197,52 +243,15 @@ impl TryFrom<&RawSuperblock> for Geometry {
         let blocks_per_group = check_group_size(raw, block_size, cluster_blocks)?;
         let groups_count = check_counts(raw, block_size, first_data_block, blocks_per_group)?;
         let inodes_per_group = raw.s_inodes_per_group.get();
-        let inodes_count = raw.s_inodes_count.get();
         let inode_table_blocks = (inodes_per_group * inode_size).div_ceil(block_size);
-        ensure(
-            inode_table_blocks < blocks_per_group,
-            "s_inodes_per_group",
-            inodes_per_group,
-        )?;
+        let table_ok = inode_table_blocks < blocks_per_group;
+        ensure(table_ok, "s_inodes_per_group", inodes_per_group)?;
         let desc_size = check_desc_size(raw)?;
-        let first_meta_bg = raw.s_first_meta_bg.get();
-        if incompat.contains(Incompat::META_BG) {
-            let desc_blocks = groups_count.div_ceil(block_size / desc_size);
-            ensure(
-                first_meta_bg <= desc_blocks,
-                "s_first_meta_bg",
-                first_meta_bg,
-            )?;
-        }
-        let reserved_gdt_blocks = u32::from(raw.s_reserved_gdt_blocks.get());
-        ensure(
-            reserved_gdt_blocks <= block_size / 4,
-            "s_reserved_gdt_blocks",
-            reserved_gdt_blocks,
-        )?;
+        let desc_blocks = groups_count.div_ceil(block_size / desc_size);
+        let (first_meta_bg, reserved_gdt_blocks) = check_descriptors(raw, block_size, desc_blocks)?;
+        let (journal_inode, orphan_file_inode, first_inode) = check_special_inodes(raw)?;
         let log_flex = raw.s_log_groups_per_flex;
-        let flex = incompat.contains(Incompat::FLEX_BG) && log_flex < 32;
-        let journal = if compat.contains(Compat::HAS_JOURNAL) {
-            raw.s_journal_inum.get()
-        } else {
-            0
-        };
-        let orphan = raw.s_orphan_file_inum.get();
-        let orphan = if compat.contains(Compat::ORPHAN_FILE) {
-            orphan
-        } else {
-            0
-        };
-        let first_inode = if raw.s_rev_level.get() == 0 {
-            11
-        } else {
-            raw.s_first_ino.get()
-        };
-        ensure(
-            (11..=inodes_count).contains(&first_inode),
-            "s_first_ino",
-            first_inode,
-        )?;
+        let flex = raw.incompat().contains(Incompat::FLEX_BG) && log_flex < 32;
         Ok(Self {
             block_size,
             block_size_bits,
@@ -251,27 +260,27 @@ impl TryFrom<&RawSuperblock> for Geometry {
             first_data_block,
             blocks_per_group,
             groups_count,
-            inodes_count,
+            inodes_count: raw.s_inodes_count.get(),
             inodes_per_group,
             inode_size,
             inode_table_blocks,
             desc_size,
             reserved_gdt_blocks,
             first_meta_bg,
-            backup_bgs: [raw.s_backup_bgs[0].get(), raw.s_backup_bgs[1].get()],
+            backup_bgs: raw.s_backup_bgs.map(U32::get),
             groups_per_flex: if flex { 1 << log_flex } else { 1 },
             csum_seed: raw.checksum_seed(),
-            compat,
-            incompat,
-            ro_compat,
+            compat: raw.compat(),
+            incompat: raw.incompat(),
+            ro_compat: raw.ro_compat(),
             uuid: raw.s_uuid,
-            hash_seed: [0, 1, 2, 3].map(|i: usize| raw.s_hash_seed[i].get()),
+            hash_seed: raw.s_hash_seed.map(U32::get),
             default_hash_version: raw.s_def_hash_version,
             hash_unsigned: raw.s_flags.get() & FLAG_UNSIGNED_HASH != 0,
-            journal_inode: check_special_inode("s_journal_inum", journal, inodes_count)?,
-            orphan_file_inode: check_special_inode("s_orphan_file_inum", orphan, inodes_count)?,
+            journal_inode,
+            orphan_file_inode,
             want_extra_isize: check_extra_isize(raw, inode_size)?,
-            first_inode: InodeNr(first_inode),
+            first_inode,
         })
     }
 }

@@ -304,7 +304,7 @@ impl Image {
 fn check(size: &str, options: &[&str]) -> (Image, Seen) {
     let image = make(size, options);
     let seen = image.check();
-    // Blocks of 64 KiB are allocated whole for the sparse file: no extent is left over.
+    // Blocks of 64 KiB are larger than the holes of the sparse file: it has one extent.
     let deep = seen.nodes > 0 || image.geometry.block_size == 65536;
     assert!(seen.inodes > 400 && deep && seen.linear > 0, "{seen:?}");
     (image, seen)
