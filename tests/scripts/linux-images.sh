@@ -1,0 +1,103 @@
+#!/bin/bash
+# linux-images.sh: images that mke2fs made and Linux filled, read and then changed by kfs. What kfs shows
+# must be what Linux put there, and what Linux shows afterwards what kfs did; e2fsck judges in between.
+# Root only (loop mounts). Prints one line for each kind of image and "N passed, 0 failed" at the end.
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+bin=${KFS_BIN_DIR:-$top/target/debug}
+work=$(mktemp -d)
+image=$work/image mnt=$work/mnt
+mkdir "$mnt"
+
+cleanup() {
+    mountpoint -q "$mnt" && umount "$mnt"
+    [ -z "${kfsd_pid:-}" ] || kill "$kfsd_pid" 2>/dev/null || true
+    rm -rf "$work"
+}
+trap cleanup EXIT
+
+manifest() { "$top/tests/guest/manifest.sh" "$mnt"; }
+
+fill() {
+    mkdir -p "$mnt/many" "$mnt/deep/a/b/c/d/e" "$mnt/attributes"
+    cp -a "$top/kfs/src" "$mnt/source"
+    (cd "$mnt/many" && for i in $(seq 3000); do : >"a-file-with-a-name-of-some-length-$i"; done)
+    printf 'hello' >"$mnt/deep/a/b/c/d/e/file"
+    ln "$mnt/deep/a/b/c/d/e/file" "$mnt/hard"
+    ln -s short "$mnt/fast"
+    ln -s "$(printf 'x%.0s' $(seq 300))" "$mnt/slow"
+    mknod "$mnt/null" c 1 3
+    mknod "$mnt/disk" b 259 70000
+    mkfifo "$mnt/fifo"
+    dd if=/dev/urandom of="$mnt/sparse" bs=4k count=1 seek=5000 status=none
+    for i in $(seq 1 2 199); do
+        dd if=/dev/urandom of="$mnt/fragmented" bs=4k count=1 seek="$i" conv=notrunc status=none
+    done
+    fallocate -l 1M "$mnt/allocated"
+    chown 1234:5678 "$mnt/hard"
+    chmod 4751 "$mnt/hard"
+    touch -d '2039-05-06 07:08:09' "$mnt/fast" "$mnt/allocated"
+    for i in $(seq 4); do
+        : >"$mnt/attributes/$i"
+        setfattr -n user.text -v "value $i" "$mnt/attributes/$i"
+        setfattr -n trusted.large -v "$(printf 'v%.0s' $(seq $((i * 180))))" "$mnt/attributes/$i"
+    done
+    setfacl -m u:1234:rwx,g:5678:r "$mnt/attributes/1"
+    setfacl -d -m u:1234:rwx "$mnt/attributes"
+}
+
+change() {
+    rm -r "$mnt/source/storage"
+    (cd "$mnt/many" && for i in $(seq 1 3 3000); do rm "a-file-with-a-name-of-some-length-$i"; done)
+    (cd "$mnt/many" && for i in $(seq 500); do : >"another-$i"; done)
+    echo more >>"$mnt/deep/a/b/c/d/e/file"
+    mv "$mnt/deep/a/b/c" "$mnt/moved"
+    truncate -s 333333 "$mnt/fragmented"
+    fallocate -p -o 20000 -l 100000 "$mnt/fragmented"
+    truncate -s 60M "$mnt/sparse"
+    dd if=/dev/urandom of="$mnt/allocated" bs=1000 count=300 seek=17 conv=notrunc status=none
+    ln "$mnt/hard" "$mnt/another-hard"
+    setfattr -n user.new -v new "$mnt/attributes/2"
+    setfattr -x trusted.large "$mnt/attributes/3"
+    : >"$mnt/attributes/inherits"
+    cp -a "$top/disk/src" "$mnt/more-source"
+}
+
+# try NAME OPTION...: one kind of image.
+try() {
+    local name=$1
+    shift
+    rm -f "$image"
+    mke2fs -q -F -t ext4 "$@" "$image" 600M >/dev/null
+    mount -o loop "$image" "$mnt"
+    fill
+    # Only written back has Linux allocated everything, and counts it.
+    sync -f "$mnt"
+    manifest >"$work/linux"
+    umount "$mnt"
+    start_kfsd "$work/log" --image "$image" --mount "$mnt" --control-socket none
+    manifest >"$work/kfs"
+    diff -u "$work/linux" "$work/kfs" || die "$name: kfs does not show what Linux wrote"
+    change
+    sync -f "$mnt"
+    manifest >"$work/kfs"
+    umount "$mnt"
+    wait_end "$kfsd_pid" 30 || die "$name: kfsd does not end after umount"
+    kfsd_pid=
+    e2fsck -fn "$image" >"$work/e2fsck" 2>&1 || { cat "$work/e2fsck"; die "$name: e2fsck complains"; }
+    mount -o loop,ro "$image" "$mnt"
+    manifest >"$work/linux"
+    umount "$mnt"
+    diff -u "$work/kfs" "$work/linux" || die "$name: Linux does not show what kfs wrote"
+    echo "$name: the same to kfs and Linux, clean to e2fsck ($(wc -l <"$work/linux") lines)"
+    passed=$((passed + 1))
+}
+
+passed=0
+try "defaults"
+try "blocks of 1 KiB" -b 1024
+try "without 64bit" -O ^64bit
+try "without metadata_csum" -O ^metadata_csum
+try "inodes of 128 bytes" -I 128
+try "as ext3 was laid out, with extents" -O ^flex_bg,^metadata_csum,^64bit,uninit_bg,^orphan_file
+echo "$passed passed, 0 failed"
