@@ -1,6 +1,6 @@
 //! What on disk contradicts the format: one variant per check, with the numbers that failed.
 
-use crate::ids::{BlockNr, GroupNr, InodeNr, LogicalBlock};
+use crate::ids::{BlockNr, GroupNr, InodeNr, LogicalBlock, Tid};
 
 /// A contradiction found in the image. Each variant is raised at one place.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -506,6 +506,18 @@ pub enum Corrupt {
     /// A directory is among its own ancestors.
     #[error("directory {inode} is above itself")]
     DirectoryLoop {
+        /// The directory.
+        inode: InodeNr,
+    },
+    /// A transaction of the journal was committed, but its blocks do not match their checksums.
+    #[error("the journal's transaction {tid} is damaged: run e2fsck on the image")]
+    JournalTransaction {
+        /// The transaction.
+        tid: Tid,
+    },
+    /// A directory is an entry of itself.
+    #[error("directory {inode} is an entry of itself")]
+    DirectoryInItself {
         /// The directory.
         inode: InodeNr,
     },

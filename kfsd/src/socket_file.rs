@@ -5,11 +5,12 @@
 
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, Mode, OFlags, Stat};
+use rustix::io::Errno;
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 
 /// A socket file that we made; it is removed with this.
@@ -65,13 +66,16 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     if !path.symlink_metadata()?.file_type().is_socket() {
         return Err(io::ErrorKind::AlreadyExists.into());
     }
-    match UnixStream::connect(path) {
-        Ok(_) => Err(io::ErrorKind::AddrInUse.into()),
+    // A datagram socket cannot connect to a stream socket, but is told whether one is there. A
+    // connection would be taken for that of a machine, and its end for the machine's.
+    let probed = UnixDatagram::unbound()?.connect(path);
+    match probed {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             log::info!("{}: replacing a stale socket", path.display());
             std::fs::remove_file(path)
         }
-        Err(error) => Err(error),
+        Err(error) if error.raw_os_error() != Some(Errno::PROTOTYPE.raw_os_error()) => Err(error),
+        _ => Err(io::ErrorKind::AddrInUse.into()),
     }
 }
 

@@ -45,6 +45,7 @@ impl File<'_> {
         self.inode.check_extents()?;
         let end = self.check_range(offset, len)?;
         let _io = self.inode.io.write();
+        self.check_alive()?;
         self.inode.drop_preallocation();
         match change {
             SpaceChange::Allocate { keep_size } => {

@@ -84,6 +84,15 @@ impl<'a> File<'a> {
         u32::try_from(count).unwrap_or(u32::MAX)
     }
 
+    /// Fails for an inode that was deleted before its lock was ours.
+    fn check_alive(self) -> Result<()> {
+        if self.inode.is_deleted() {
+            Err(Error::Stale)
+        } else {
+            Ok(())
+        }
+    }
+
     fn check_range(self, offset: u64, len: u64) -> Result<u64> {
         let end = offset.checked_add(len).ok_or(Error::FileTooLarge)?;
         if end > Self::size_max(self.volume) {

@@ -13,6 +13,7 @@ impl File<'_> {
     pub(crate) fn read(self, offset: u64, len: usize, sink: &mut dyn DataSink) -> Result<usize> {
         // Shared with writers: only what takes blocks away excludes readers.
         let _io = self.inode.io.read();
+        self.check_alive()?;
         let size = self.inode.size_bytes();
         let end = offset.saturating_add(len as u64).min(size);
         let mut at = offset;

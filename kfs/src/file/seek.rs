@@ -20,6 +20,7 @@ impl File<'_> {
     /// `NoData` beyond the end of the file, or when no data follows; `Io`, `Corrupt`.
     pub(crate) fn seek(self, offset: u64, target: SeekTarget) -> Result<u64> {
         let _io = self.inode.io.read();
+        self.check_alive()?;
         let size = self.inode.size_bytes();
         if offset >= size {
             return Err(Error::NoData);

@@ -37,6 +37,7 @@ impl File<'_> {
     pub(crate) fn set_size(self, size: u64, options: WriteOptions) -> Result<()> {
         self.check_range(size, 0)?;
         let _io = self.inode.io.write();
+        self.check_alive()?;
         self.inode.drop_preallocation();
         let before = self.inode.size_bytes();
         if size > before {
@@ -138,6 +139,8 @@ impl File<'_> {
             .inode
             .remove_blocks(self.volume, handle, first, LOGICAL_END)?;
         match removal {
+            // An open file without names stays an orphan.
+            Removal::Done if self.inode.state().fields().links_count() == 0 => {}
             Removal::Done => self.orphans.remove(self.volume, handle, self.inode),
             Removal::More => self.orphans.add(self.volume, handle, self.inode),
         }
@@ -150,6 +153,7 @@ impl File<'_> {
     /// `Io`, `Corrupt`, `ReadOnly`.
     pub(crate) fn finish_truncate(self) -> Result<()> {
         let _io = self.inode.io.write();
+        self.check_alive()?;
         self.cut(self.inode.size_bytes(), None, WriteOptions::default())
     }
 

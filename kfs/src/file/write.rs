@@ -50,6 +50,7 @@ impl File<'_> {
             return Ok(0);
         }
         let _io = self.inode.io.read();
+        self.check_alive()?;
         if options.append {
             let mut ahead = self.inode.allocation.lock();
             let end = self.inode.size_bytes();

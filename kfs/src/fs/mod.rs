@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::file::File;
 use crate::ids::InodeNr;
 use crate::inode::{Inode, InodeTable, Orphans};
+use crate::layout::inode::InodeFlags;
 use crate::volume::Volume;
 use committer::Committer;
 use parking_lot::Mutex;
@@ -35,6 +36,8 @@ pub struct Filesystem {
     pub(crate) rename: Mutex<()>,
     committer: Mutex<Option<Committer>>,
     label: Vec<u8>,
+    /// Whether the image was marked clean when it was opened.
+    was_clean: bool,
     /// Blocks of fixed metadata.
     overhead_blocks: u64,
 }
@@ -67,6 +70,10 @@ impl Filesystem {
         if nr != InodeNr::ROOT && nr < self.volume.geometry.first_inode {
             return Err(Error::Stale);
         }
+        let geometry = &self.volume.geometry;
+        if geometry.orphan_file_inode == Some(nr) || geometry.journal_inode == Some(nr) {
+            return Err(Error::Stale);
+        }
         let inode = self
             .inodes
             .get(&self.volume, nr)
@@ -74,7 +81,12 @@ impl Filesystem {
                 Error::Corrupt(Corrupt::InodeOutside { .. }) => Error::Stale,
                 other => other,
             })?;
-        if inode.generation() != generation && nr != InodeNr::ROOT {
+        let is_internal = inode
+            .state()
+            .fields()
+            .flags()
+            .contains(InodeFlags::EA_INODE);
+        if is_internal || (inode.generation() != generation && nr != InodeNr::ROOT) {
             return Err(Error::Stale);
         }
         Ok(inode)

@@ -9,9 +9,9 @@ use crate::extent::{ExtentTree, IndirectMap};
 use crate::ids::{BlockNr, GroupNr, InodeNr, LogicalBlock, Run};
 use crate::inode::{InodeTable, Orphans};
 use crate::layout::inode::{InodeBytes, InodeFlags};
-use crate::layout::superblock::{SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE};
+use crate::layout::superblock::{STATE_VALID, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE};
 use crate::layout::{Access, Compat, Geometry, Incompat, RawSuperblock, features};
-use crate::storage::journal::{LogArea, LogOptions, recover, reset_log};
+use crate::storage::journal::{LogArea, LogOptions, attach, recover, reset_log};
 use crate::storage::{BufferCache, Journal};
 use crate::volume::{Volume, VolumeParts};
 use kfs_disk::BlockDevice;
@@ -19,6 +19,10 @@ use parking_lot::Mutex;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use zerocopy::{FromBytes, IntoBytes};
+
+/// Smallest journal that mke2fs makes and Linux takes, in blocks: one operation has to fit into a
+/// quarter of it.
+const JOURNAL_BLOCKS_MIN: u32 = 1024;
 
 impl Filesystem {
     /// Opens the volume on `device`: replays its journal, finishes what orphans need and, unless it
@@ -40,6 +44,7 @@ impl Filesystem {
         let geometry = Geometry::try_from(&superblock)?;
         let log = log.filter(|_| read_only.is_none());
         let protected: Vec<Run> = log.iter().flat_map(|log| log.area.runs()).collect();
+        let was_clean = superblock.s_state.get() & STATE_VALID != 0;
         if read_only.is_none() {
             mark_in_use(&*device, &mut superblock, &options)?;
         }
@@ -53,6 +58,7 @@ impl Filesystem {
             rename: Mutex::new(()),
             committer: Mutex::new(None),
             label,
+            was_clean,
             overhead_blocks: overhead_blocks(&geometry),
         };
         fs.root()?;
@@ -90,7 +96,13 @@ impl Filesystem {
             if links == 0 {
                 self.delete(&inode)?;
             } else if inode.is_regular() {
-                self.file(&inode).finish_truncate()?;
+                match self.file(&inode).finish_truncate() {
+                    // A block map of ext3, which kfs only reads: Linux or e2fsck will finish it.
+                    Err(Error::NotSupported) => {
+                        log::warn!("inode {}: the interrupted truncate stays", inode.nr());
+                    }
+                    other => other?,
+                }
             } else {
                 self.volume
                     .transact(crate::inode::CREDITS_ORPHAN, |handle| {
@@ -215,10 +227,19 @@ fn open_log(
         return Err(Error::NeedsRecovery);
     }
     let area = journal_area(device, geometry, nr)?;
-    let recovered = recover(&**device, area, geometry.block_size, geometry.blocks_count)?;
-    if recovered.is_damaged {
-        log::error!("the journal holds a damaged transaction; run e2fsck on the image");
+    if area.len() < JOURNAL_BLOCKS_MIN {
+        let (block, len) = (JOURNAL_BLOCKS_MIN, area.len());
+        return Err(Corrupt::JournalBlockOutside { block, len }.into());
     }
+    let device_ref = &**device;
+    let (size, count) = (geometry.block_size, geometry.blocks_count);
+    // A log that the superblock does not speak of is a leftover: e2fsck or an editor has dealt with
+    // it, and the volume may have changed since.
+    let recovered = if is_dirty {
+        recover(device_ref, area, size, count)?
+    } else {
+        attach(device_ref, area, size, count)?
+    };
     let mut log = recovered.log;
     if is_dirty {
         log::info!(
@@ -301,7 +322,7 @@ fn mark_in_use(
         superblock.s_feature_incompat.set(incompat.bits());
     } else {
         // Without a journal only e2fsck can tell what an interrupted change has left.
-        let state = superblock.s_state.get() & !crate::layout::superblock::STATE_VALID;
+        let state = superblock.s_state.get() & !STATE_VALID;
         superblock.s_state.set(state);
     }
     write_superblock(device, superblock)

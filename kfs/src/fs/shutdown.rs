@@ -2,7 +2,7 @@
 
 use super::Filesystem;
 use super::mount::{read_superblock, write_superblock};
-use crate::error::{ReadOnlyReason, Result};
+use crate::error::{Error, ReadOnlyReason, Result};
 use crate::inode::Inode;
 use crate::layout::superblock::{STATE_ERROR, STATE_VALID};
 use crate::layout::{Compat, Incompat, RawSuperblock, RoCompat};
@@ -14,10 +14,11 @@ impl Filesystem {
     /// # Errors
     /// What the device reports.
     pub fn sync(&self) -> Result<()> {
-        if self.volume.read_only().is_some() {
-            return Ok(());
+        match self.volume.read_only() {
+            Some(reason @ ReadOnlyReason::Error) => Err(Error::ReadOnly { reason }),
+            Some(_) => Ok(()),
+            None => self.volume.journal.commit_all(),
         }
-        self.volume.journal.commit_all()
     }
 
     /// Makes one inode durable, as fsync(2), or what is needed to read its data, as fdatasync(2).
@@ -25,8 +26,10 @@ impl Filesystem {
     /// # Errors
     /// What the device reports.
     pub fn fsync(&self, inode: &Inode, data_only: bool) -> Result<()> {
-        if self.volume.read_only() == Some(ReadOnlyReason::Requested) {
-            return Ok(());
+        match self.volume.read_only() {
+            Some(reason @ ReadOnlyReason::Error) => return Err(Error::ReadOnly { reason }),
+            Some(_) => return Ok(()),
+            None => {}
         }
         let tid = inode.state().sync_tid(data_only);
         match tid {
@@ -67,7 +70,7 @@ impl Filesystem {
         journal.checkpoint()?;
         journal.mark_empty()?;
         let mut superblock = read_superblock(&**self.volume.device())?;
-        mark_clean(&mut superblock);
+        mark_clean(&mut superblock, self.was_clean);
         write_superblock(&**self.volume.device(), &mut superblock)
     }
 
@@ -120,14 +123,15 @@ impl Filesystem {
     }
 }
 
-fn mark_clean(superblock: &mut RawSuperblock) {
+fn mark_clean(superblock: &mut RawSuperblock, was_clean: bool) {
     let incompat = superblock.incompat() - Incompat::RECOVER;
     superblock.s_feature_incompat.set(incompat.bits());
     if superblock.compat().contains(Compat::ORPHAN_FILE) {
         let ro_compat = superblock.ro_compat() - RoCompat::ORPHAN_PRESENT;
         superblock.s_feature_ro_compat.set(ro_compat.bits());
     }
-    if !superblock.compat().contains(Compat::HAS_JOURNAL) {
+    // Without a journal, what an earlier crash has left is for e2fsck to find.
+    if !superblock.compat().contains(Compat::HAS_JOURNAL) && was_clean {
         superblock
             .s_state
             .set(superblock.s_state.get() | STATE_VALID);

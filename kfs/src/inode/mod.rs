@@ -149,7 +149,13 @@ impl Inode {
         if !bytes.verify_checksum(&volume.geometry, nr) {
             return Err(Corrupt::InodeChecksum { inode: nr }.into());
         }
-        Ok(Self::new(nr, place, bytes))
+        let inode = Self::new(nr, place, bytes);
+        // An earlier object of this inode may have changed it in the running transaction.
+        let running = Some(volume.journal.running_tid());
+        let mut state = inode.state.write();
+        (state.sync_tid, state.data_sync_tid) = (running, running);
+        drop(state);
+        Ok(inode)
     }
 
     fn new(nr: InodeNr, place: InodePlace, bytes: InodeBytes<Box<[u8]>>) -> Self {
@@ -202,6 +208,10 @@ impl Inode {
     }
 
     fn write_back(&self, volume: &Volume, handle: &mut Handle<'_>, state: &mut InodeState) {
+        if self.is_deleted() {
+            // The place in the table may be another inode's by now.
+            return;
+        }
         state.bytes.update_checksum(&volume.geometry, self.nr);
         state.sync_tid = Some(handle.tid());
         let bytes = state.bytes.bytes();

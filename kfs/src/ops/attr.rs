@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::file::WriteOptions;
 use crate::fs::Filesystem;
 use crate::inode::{Attr, CREDITS_INODE, Inode, InodeState, SetAttr, TimeChange};
-use crate::layout::inode::{InodeFlags, S_IFMT};
+use crate::layout::inode::{InodeFlags, S_IFDIR, S_IFMT};
 use crate::time::Timestamp;
 use crate::xattr;
 use std::sync::Arc;
@@ -74,6 +74,10 @@ impl Filesystem {
     }
 
     fn set_fields(&self, inode: &Arc<Inode>, change: &SetAttr) -> Result<()> {
+        let alive = inode.io.read();
+        if inode.is_deleted() {
+            return Err(Error::Stale);
+        }
         let now = self.volume.now();
         let acl = match change.mode {
             Some(mode) => self.acl_after_chmod(inode, mode)?,
@@ -90,6 +94,7 @@ impl Filesystem {
                     Ok(())
                 })
         })?;
+        drop(alive);
         if change.uid.is_some() || change.gid.is_some() {
             self.remove_capabilities(inode)?;
         }
@@ -129,7 +134,10 @@ fn apply(state: &mut InodeState, change: &SetAttr, now: Timestamp) {
         TimeChange::Now => now,
         TimeChange::To(time) => time,
     };
-    if change.kill_privileges {
+    // Kernels that have left it to us (HANDLE_KILLPRIV_V2) do not say so for a change of owner.
+    let changes_owner = change.uid.is_some() || change.gid.is_some();
+    let is_directory = state.fields().mode() & S_IFMT == S_IFDIR;
+    if change.kill_privileges || (changes_owner && !is_directory) {
         state.kill_suid_sgid();
     }
     let fields = state.fields_mut();

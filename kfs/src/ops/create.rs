@@ -8,6 +8,7 @@ use crate::extent::{Extent, STEP_CREDITS_MAX};
 use crate::fs::Filesystem;
 use crate::ids::LogicalBlock;
 use crate::inode::{CREDITS_INODE, CREDITS_ORPHAN, Inode, NewInode, PlannedInode};
+use crate::layout::FileType;
 use crate::layout::inode::{BLOCK_AREA_SIZE, DeviceNumber, InodeFlags, S_IFDIR, S_IFLNK, S_IFMT};
 use crate::storage::Handle;
 use crate::xattr::{self, SetMode, XattrName};
@@ -249,6 +250,9 @@ fn new_credits() -> u32 {
 }
 
 fn check_node(node: &NewNode<'_>, block_size: u64) -> Result<()> {
+    if file_type(node.mode) == FileType::Unknown {
+        return Err(Error::Invalid);
+    }
     if node.mode & S_IFMT == S_IFLNK {
         if node.target.is_empty() || node.target.contains(&0) {
             return Err(Error::Invalid);

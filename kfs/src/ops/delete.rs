@@ -13,15 +13,21 @@ use std::sync::Arc;
 impl Filesystem {
     /// Deletes an inode that has lost its last name, unless a client still holds it.
     pub(crate) fn delete_unreferenced(&self, inode: &Arc<Inode>) -> Result<()> {
-        if inode.references() > 0 {
+        let _io = inode.io.write();
+        // Somebody may have taken a reference, or given the inode a name, before the lock was ours.
+        if inode.references() > 0 || inode.state().fields().links_count() > 0 {
             return Ok(());
         }
-        self.delete(inode)
+        self.delete_locked(inode)
     }
 
     /// Deletes an orphan without names: its blocks, its attributes, itself.
     pub(crate) fn delete(&self, inode: &Arc<Inode>) -> Result<()> {
         let _io = inode.io.write();
+        self.delete_locked(inode)
+    }
+
+    fn delete_locked(&self, inode: &Arc<Inode>) -> Result<()> {
         if inode.is_deleted() {
             return Ok(());
         }
@@ -49,9 +55,6 @@ impl Filesystem {
 
     fn free_inode(&self, handle: &mut Handle<'_>, inode: &Arc<Inode>) -> Result<()> {
         let is_directory = inode.is_directory();
-        self.volume
-            .allocator
-            .free_inode(handle, inode.nr(), is_directory)?;
         let now = self.volume.now();
         inode.update(&self.volume, handle, |state, _| {
             let fields = state.fields_mut();
@@ -62,7 +65,10 @@ impl Filesystem {
             fields.set_dtime(u32::try_from(now.seconds.max(1)).unwrap_or(u32::MAX));
         });
         inode.set_deleted();
-        Ok(())
+        // Last: from here on the number may be somebody else's.
+        self.volume
+            .allocator
+            .free_inode(handle, inode.nr(), is_directory)
     }
 
     fn xattr_block(&self, inode: &Inode) -> Result<Option<XattrBlock>> {

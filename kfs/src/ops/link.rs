@@ -24,6 +24,8 @@ impl Filesystem {
         inode.check_changeable()?;
         let _io = directory.io.write();
         self.check_entries_changeable(directory, false)?;
+        // Whoever deletes the inode takes this lock exclusively.
+        let _alive = inode.io.read();
         self.with_space(|| self.link_once(inode, directory, name))
     }
 

@@ -4,6 +4,7 @@ use crate::corrupt::Corrupt;
 use crate::dir::{DirEntry, FileName};
 use crate::error::{Error, Result};
 use crate::fs::Filesystem;
+use crate::ids::InodeNr;
 use crate::inode::Inode;
 use std::sync::Arc;
 
@@ -49,6 +50,11 @@ impl Filesystem {
         let Some(entry) = self.directory(directory).lookup(name)? else {
             return Ok(None);
         };
+        let is_internal = entry.inode < self.volume.geometry.first_inode;
+        if is_internal && entry.inode != InodeNr::ROOT {
+            let (directory, inode) = (directory.nr(), entry.inode);
+            return Err(Corrupt::EntryOfFreeInode { directory, inode }.into());
+        }
         let inode = self
             .inodes
             .get(&self.volume, entry.inode)

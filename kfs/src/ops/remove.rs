@@ -1,5 +1,6 @@
 //! unlink(2) and rmdir(2).
 
+use crate::corrupt::Corrupt;
 use crate::dir::{CHANGE_CREDITS, FileName};
 use crate::error::{Error, Result};
 use crate::fs::Filesystem;
@@ -58,6 +59,9 @@ impl Filesystem {
                 return Err(Error::NotADirectory);
             }
             inode.check_changeable()?;
+            if inode.nr() == directory.nr() {
+                return Err(Corrupt::DirectoryInItself { inode: inode.nr() }.into());
+            }
             let _child = inode.io.write();
             if !self.directory(&inode).is_empty()? {
                 return Err(Error::NotEmpty);

@@ -7,7 +7,7 @@ use crate::file::SliceSink;
 use crate::fs::Filesystem;
 use crate::ids::{BlockNr, Run};
 use crate::inode::{CREDITS_INODE, Inode};
-use crate::layout::inode::S_IFMT;
+use crate::layout::inode::{InodeFlags, S_IFMT};
 use crate::storage::Handle;
 use crate::xattr::{self, Plan, SetMode, XattrBlock, XattrName, XattrSet, XattrValue};
 use std::sync::Arc;
@@ -35,6 +35,12 @@ impl Filesystem {
                 size_bytes,
             }) => {
                 let holder = self.inodes.get(&self.volume, nr)?;
+                let flags = holder.state().fields().flags();
+                // Anything else named here may be locked by this very thread.
+                if nr == inode.nr() || !holder.is_regular() || !flags.contains(InodeFlags::EA_INODE)
+                {
+                    return Err(Corrupt::XattrInode { inode: nr }.into());
+                }
                 let mut value = vec![0; size_bytes as usize];
                 let read =
                     self.file(&holder)
@@ -70,6 +76,7 @@ impl Filesystem {
     ) -> Result<()> {
         let name = XattrName::parse(name)?;
         let (permissions, value) = self.acl_to_set(inode, &name, value)?;
+        let _alive = inode.io.read();
         self.with_space(|| {
             self.volume.transact(change_credits(), |handle| {
                 self.change_xattr(handle, inode, &name, value.as_deref(), mode)?;
@@ -92,6 +99,7 @@ impl Filesystem {
     /// `NoAttribute`, `NotPermitted`, `NotSupported`, `ReadOnly`, `Corrupt`, `Io`.
     pub fn remove_xattr(&self, inode: &Arc<Inode>, name: &[u8]) -> Result<()> {
         let name = XattrName::parse(name)?;
+        let _alive = inode.io.read();
         self.volume.transact(change_credits(), |handle| {
             self.change_xattr(handle, inode, &name, None, SetMode::Any)
         })
@@ -103,11 +111,17 @@ impl Filesystem {
             return Ok(());
         }
         let name = XattrName::parse(CAPABILITY)?;
-        if self.xattr_value(inode, &name)?.is_some() {
-            self.remove_xattr(inode, CAPABILITY)?;
-        }
+        // Before the look: whoever sets one meanwhile notes it again.
         inode.set_may_have_capabilities(false);
-        Ok(())
+        let removed = match self.xattr_value(inode, &name) {
+            Ok(None) => return Ok(()),
+            Ok(Some(_)) => self.remove_xattr(inode, CAPABILITY),
+            Err(error) => Err(error),
+        };
+        match removed {
+            Err(Error::NoAttribute) => Ok(()),
+            other => other.inspect_err(|_| inode.set_may_have_capabilities(true)),
+        }
     }
 
     /// Sets (`Some`) or removes an attribute within a handle. Fails before it has changed anything,
@@ -126,7 +140,9 @@ impl Filesystem {
         inode.check_changeable()?;
         // One change at a time: a plan holds only for what it was made from.
         let _changes = inode.xattrs.write();
-        inode.set_may_have_capabilities(true);
+        if value.is_some() {
+            inode.set_may_have_capabilities(true);
+        }
         let plan = self.with_locked_xattrs(inode, |set| match value {
             Some(value) => set.plan_set(name, value, mode),
             None => set.plan_remove(name),

@@ -153,8 +153,8 @@ impl Worker<'_> {
     }
 }
 
-#[test]
-fn threads_share_a_small_volume() {
+/// Lets all threads work on one volume and returns how often it was full.
+fn share_a_small_volume(seed: u64) -> u32 {
     let volume = TestVolume::open(&make_image(
         "24M",
         &["-t", "ext4", "-b", "1024", "-g", "2048"],
@@ -173,21 +173,25 @@ fn threads_share_a_small_volume() {
             let worker = Worker {
                 shared,
                 me,
-                seed: me.into(),
+                seed: seed * 100 + u64::from(me),
                 runs: Vec::new(),
                 inodes: Vec::new(),
             };
             scope.spawn(move || worker.work());
         }
     });
-    assert!(
-        shared.no_space.load(SeqCst) > 0,
-        "the volume never ran full"
-    );
     volume.commit();
     assert_eq!(volume.allocator.free_counts(), before);
     assert_eq!(volume.allocator.free_blocks(), before.blocks);
     volume.assert_clean();
+    shared.no_space.load(SeqCst)
+}
+
+#[test]
+fn threads_share_a_small_volume() {
+    // Whether it runs full is up to the scheduler, too: within so many rounds it does.
+    let full = (0..20).any(|seed| share_a_small_volume(seed) > 0);
+    assert!(full, "the volume never ran full");
 }
 
 #[test]

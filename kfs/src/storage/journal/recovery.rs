@@ -33,8 +33,6 @@ pub struct Recovered {
     pub transactions: u32,
     /// Blocks written to their places.
     pub blocks: u64,
-    /// A committed transaction was found damaged: it and what follows was not replayed.
-    pub is_damaged: bool,
     /// The log, empty, ready for [`Journal::open`](super::Journal::open).
     pub log: LogOptions,
 }
@@ -43,8 +41,8 @@ pub struct Recovered {
 /// device the caller must not need recovery: see [`needs_recovery`].
 ///
 /// # Errors
-/// `Corrupt` when the log's superblock is not one, `Unsupported` for features of the log that kfs
-/// does not know, `Io` when the device fails.
+/// `Corrupt` when the log's superblock is not one or a committed transaction is damaged (nothing was
+/// changed then), `Unsupported` for features of the log that kfs does not know, `Io`.
 pub fn recover(
     device: &dyn BlockDevice,
     area: LogArea,
@@ -55,7 +53,6 @@ pub fn recover(
     let mut recovered = Recovered {
         transactions: 0,
         blocks: 0,
-        is_damaged: false,
         log: LogOptions {
             next_tid: Tid(reader.superblock.s_sequence.get()).or_first(),
             superblock: reader.superblock.clone(),
@@ -66,10 +63,13 @@ pub fn recover(
         return Ok(recovered);
     }
     let scan = reader.scan()?;
+    if scan.is_damaged {
+        // Later transactions may be whole, and partly in place: replaying a part would mix states.
+        return Err(Corrupt::JournalTransaction { tid: scan.end }.into());
+    }
     let revoked = reader.revokes(&scan)?;
     recovered.blocks = reader.replay(&scan, &revoked)?;
     recovered.transactions = scan.transactions;
-    recovered.is_damaged = scan.is_damaged;
     // Ids that a damaged tail of the log carries must not be used again: its blocks could be taken
     // for a continuation of what is written next.
     recovered.log.next_tid = Tid(scan.end.0.wrapping_add(1)).or_first();
@@ -80,6 +80,34 @@ pub fn recover(
         })?;
     }
     Ok(recovered)
+}
+
+/// Takes a log over without replaying what it may hold: the volume needs no recovery.
+///
+/// # Errors
+/// As [`recover`].
+pub fn attach(
+    device: &dyn BlockDevice,
+    area: LogArea,
+    block_size: u32,
+    blocks_count: u64,
+) -> Result<Recovered> {
+    let reader = LogReader::open(device, area, block_size as usize, blocks_count)?;
+    let mut tid = reader.superblock.s_sequence.get();
+    if reader.superblock.s_start.get() != 0 {
+        // Beyond every id that a leftover transaction can have.
+        tid = tid.wrapping_add(reader.area.len());
+    }
+    let log = LogOptions {
+        next_tid: Tid(tid).or_first(),
+        superblock: reader.superblock.clone(),
+        area: reader.area.clone(),
+    };
+    Ok(Recovered {
+        transactions: 0,
+        blocks: 0,
+        log,
+    })
 }
 
 /// Writes the log's superblock as kfs uses the log from here on: empty, with kfs's features.

@@ -4,6 +4,7 @@
 //! the device copied after random commits, each copy recovered and compared with a model.
 
 use super::*;
+use crate::corrupt::Corrupt;
 use crate::ids::Run;
 use crate::layout::journal::RawJournalSuperblock;
 use kfs_disk::MemoryDevice;
@@ -41,7 +42,6 @@ fn formatted() -> Arc<MemoryDevice> {
 
 fn open(device: &Arc<MemoryDevice>) -> (Journal, Arc<BufferCache>) {
     let recovered = recover(&**device, area(), BLOCK_SIZE, BLOCKS).expect("recovers");
-    assert!(!recovered.is_damaged);
     let mut log = recovered.log;
     reset_log(&**device, &mut log, BLOCK_SIZE).expect("memory");
     let dynamic: Arc<dyn BlockDevice> = Arc::clone(device) as Arc<dyn BlockDevice>;
@@ -195,7 +195,7 @@ fn uncommitted_changes_do_not_reach_the_device() {
 }
 
 #[test]
-fn a_torn_commit_is_not_replayed() {
+fn a_damaged_transaction_stops_recovery() {
     let device = formatted();
     let (journal, cache) = open(&device);
     set(&journal, &cache, 5, 1);
@@ -205,10 +205,12 @@ fn a_torn_commit_is_not_replayed() {
     // Descriptor, block, commit: the second transaction's block is log block 5.
     let at = area().run_at(5).expect("in the log").start.0 * u64::from(BLOCK_SIZE);
     device.write_at(at + 512, &[0xff; 512]).expect("memory");
-    let recovered = recover(&*device, area(), BLOCK_SIZE, BLOCKS).expect("recovers");
-    assert!(recovered.is_damaged);
-    assert_eq!(recovered.transactions, 1);
-    assert_eq!(block_on(&device, 5), content(1));
+    let damage = recover(&*device, area(), BLOCK_SIZE, BLOCKS).err();
+    assert!(matches!(
+        damage,
+        Some(Error::Corrupt(Corrupt::JournalTransaction { .. }))
+    ));
+    assert_eq!(block_on(&device, 5), content(0), "nothing was replayed");
 }
 
 #[test]
