@@ -37,6 +37,7 @@ step format cargo fmt --all --check
 step lints cargo clippy --workspace --all-targets -- -D warnings
 step programs cargo build --workspace --bins
 step cargo cargo test --workspace --no-fail-fast
+step linux-images env KFS_BIN_DIR=target/debug tests/scripts/linux-images.sh
 step prepare tests/guest/prepare.sh --programs
 step guests cargo test -p kfs-tests --test guest -- --ignored --test-threads=1
 

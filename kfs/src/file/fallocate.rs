@@ -1,11 +1,11 @@
 //! fallocate(2): blocks ahead of data, and holes.
 
 use super::File;
-use super::write::{CREDITS_RUN, WriteOptions};
+use super::write::{CREDITS_RUN, CREDITS_SIZE, WriteOptions};
 use crate::error::{Error, Result};
 use crate::extent::{Extent, Mapping};
 use crate::ids::LogicalBlock;
-use crate::inode::{CREDITS_INODE, Removal};
+use crate::inode::Removal;
 
 /// Longest unwritten extent, in blocks.
 const UNWRITTEN_BLOCKS_MAX: u32 = 32767;
@@ -72,7 +72,7 @@ impl File<'_> {
         if !keep_size {
             self.zero_tail(end)?;
         }
-        self.volume.transact(CREDITS_INODE, |handle| {
+        self.volume.transact(CREDITS_SIZE, |handle| {
             self.inode.update(self.volume, handle, |state, handle| {
                 if !keep_size {
                     self.grow(state, handle, end);
@@ -105,8 +105,8 @@ impl File<'_> {
         let mut reservation = self.reserve_run(goal, wanted, options.privileged)?;
         let run = reservation.run();
         let len = run.len.min(wanted);
-        let credits = CREDITS_INODE + CREDITS_RUN + self.inode.insert_credits(self.volume)?;
-        self.volume.transact(credits, |handle| {
+        let credits = CREDITS_SIZE + CREDITS_RUN + self.inode.insert_credits(self.volume)?;
+        self.transact_with_nodes(credits, |handle| {
             self.inode.update(self.volume, handle, |state, handle| {
                 let extent = Extent {
                     logical,

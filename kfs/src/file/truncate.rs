@@ -1,12 +1,12 @@
 //! Changing the size of a file, and taking blocks away.
 
 use super::File;
-use super::write::{CREDITS_RUN, WriteOptions};
+use super::write::{CREDITS_RUN, CREDITS_SIZE, WriteOptions};
 use crate::allocator::{BlockRequest, Reservation};
 use crate::error::{Error, Result};
 use crate::extent::{LOGICAL_END, Mapping, REWRITE_CREDITS_MIN, step_credits};
 use crate::ids::LogicalBlock;
-use crate::inode::{CREDITS_INODE, InodeState, Removal};
+use crate::inode::{InodeState, Removal};
 use crate::layout::inode::InodeFlags;
 use crate::storage::Handle;
 use std::io::{IoSlice, IoSliceMut};
@@ -49,7 +49,7 @@ impl File<'_> {
             None
         };
         if size >= before {
-            return self.volume.transact(CREDITS_INODE, |handle| {
+            return self.volume.transact(CREDITS_SIZE, |handle| {
                 self.inode.update(self.volume, handle, |state, handle| {
                     self.grow(state, handle, size);
                     self.stamp_change(state, options);
@@ -113,10 +113,16 @@ impl File<'_> {
         let first = size.div_ceil(self.volume.block_size());
         // The size and the last block change together: with either alone, a crash would show zeros
         // before the old end or old bytes behind the new one.
-        let credits = self.removal_credits()? + CREDITS_INODE + CREDITS_RUN + REWRITE_CREDITS_MIN;
+        let credits = self.removal_credits()? + CREDITS_SIZE + CREDITS_RUN + REWRITE_CREDITS_MIN;
+        let mut zeroes_in_place = false;
         let mut removal = self.volume.transact(credits, |handle| {
             if let Some(tail) = tail {
-                self.move_tail(handle, tail)?;
+                match self.move_tail(handle, tail) {
+                    // No block for a node of the tree: a full volume must not keep files from
+                    // shrinking.
+                    Err(Error::NoSpace) => zeroes_in_place = true,
+                    other => other?,
+                }
             }
             self.inode.update(self.volume, handle, |state, handle| {
                 state.fields_mut().set_size_bytes(size);
@@ -125,12 +131,28 @@ impl File<'_> {
             });
             self.cut_some(handle, first)
         })?;
+        if zeroes_in_place {
+            self.zero_behind(size)?;
+        }
         while removal == Removal::More {
             removal = self.volume.transact(self.removal_credits()?, |handle| {
                 self.cut_some(handle, first)
             })?;
         }
         Ok(())
+    }
+
+    /// Zeros the rest of the block that `size` falls into, in place.
+    fn zero_behind(self, size: u64) -> Result<()> {
+        let within = self.within_block(size);
+        let mapping = self.inode.map(self.volume, self.block_of(size)?, 1)?;
+        match mapping {
+            Mapping::Mapped { physical, .. } if within > 0 => {
+                let rest = self.volume.block_size() - within;
+                self.volume.zero_data(physical, within, rest)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Frees blocks from `first` on; while some are left the inode is an orphan.

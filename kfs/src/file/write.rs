@@ -9,11 +9,16 @@ use crate::error::{Error, Result};
 use crate::extent::{Extent, Mapping, REWRITE_CREDITS_MIN};
 use crate::ids::{BlockNr, LogicalBlock};
 use crate::inode::{CREDITS_INODE, InodeState, Preallocation};
+use crate::layout::RoCompat;
 use crate::storage::Handle;
 use std::io::IoSlice;
 
 /// Blocks asked for ahead of a growing file, at the most.
 const AHEAD_BLOCKS_MAX: u64 = 2048;
+
+/// Metadata blocks that a change of a file's inode touches, its size included: the superblock gets a
+/// feature with the first large file.
+pub(super) const CREDITS_SIZE: u32 = CREDITS_INODE + 1;
 
 /// Metadata blocks that an allocation of one run touches: bitmap and descriptor.
 pub(super) const CREDITS_RUN: u32 = 2;
@@ -115,7 +120,7 @@ impl File<'_> {
 
     /// Carries times and cleared bits of an overwrite into the inode.
     fn touch(self, options: WriteOptions) -> Result<()> {
-        self.volume.transact(CREDITS_INODE, |handle| {
+        self.volume.transact(CREDITS_SIZE, |handle| {
             self.inode.update(self.volume, handle, |state, _| {
                 self.stamp_change(state, options);
             });
@@ -159,7 +164,7 @@ impl File<'_> {
         match self.inode.map(self.volume, logical, wanted)? {
             Mapping::Mapped { physical, len } => {
                 let bytes = self.write_mapped(physical, len, at, end, source)?;
-                self.volume.transact(CREDITS_INODE, |handle| {
+                self.volume.transact(CREDITS_SIZE, |handle| {
                     self.inode.update(self.volume, handle, |state, handle| {
                         self.grow(state, handle, at + bytes);
                         self.stamp_change(state, options);
@@ -285,8 +290,8 @@ impl File<'_> {
         end: u64,
         options: WriteOptions,
     ) -> Result<()> {
-        let credits = CREDITS_INODE + CREDITS_RUN + self.inode.insert_credits(self.volume)?;
-        self.volume.transact(credits, |handle| {
+        let credits = CREDITS_SIZE + CREDITS_RUN + self.inode.insert_credits(self.volume)?;
+        self.transact_with_nodes(credits, |handle| {
             self.inode.update(self.volume, handle, |state, handle| {
                 let physical = reservation.run().start;
                 let extent = Extent {
@@ -304,6 +309,22 @@ impl File<'_> {
         })
     }
 
+    /// Runs a change that may need blocks for the extent tree's nodes. When there are none, blocks
+    /// kept ahead are taken back and freed ones committed, and it is tried once more.
+    pub(super) fn transact_with_nodes<R>(
+        self,
+        credits: u32,
+        mut change: impl FnMut(&mut Handle<'_>) -> Result<R>,
+    ) -> Result<R> {
+        match self.volume.transact(credits, &mut change) {
+            Err(Error::NoSpace) => {}
+            other => return other,
+        }
+        self.inodes.drop_preallocations();
+        self.volume.journal.commit_all()?;
+        self.volume.transact(credits, change)
+    }
+
     /// Turns unwritten blocks that now hold data into written ones.
     fn enter_written(
         self,
@@ -315,8 +336,8 @@ impl File<'_> {
         let mut first = logical;
         let mut left = len;
         while left > 0 {
-            let credits = CREDITS_INODE + REWRITE_CREDITS_MIN;
-            let done = self.volume.transact(credits, |handle| {
+            let credits = CREDITS_SIZE + REWRITE_CREDITS_MIN;
+            let done = self.transact_with_nodes(credits, |handle| {
                 self.inode.update(self.volume, handle, |state, handle| {
                     let done = state.mark_written(self.volume, self.inode, handle, first, left)?;
                     if done == left {
@@ -333,10 +354,26 @@ impl File<'_> {
     }
 
     /// Makes the file at least `end` bytes long.
-    pub(super) fn grow(self, state: &mut InodeState, handle: &Handle<'_>, end: u64) {
+    pub(super) fn grow(self, state: &mut InodeState, handle: &mut Handle<'_>, end: u64) {
         if end > state.fields().size_bytes() {
             state.fields_mut().set_size_bytes(end);
             state.mark_data_changed(handle);
+            self.note_large_file(handle, end);
+        }
+    }
+
+    /// Sets the feature that files beyond 2 GiB need, on volumes that do not have it from the start.
+    fn note_large_file(self, handle: &mut Handle<'_>, end: u64) {
+        let has = self
+            .volume
+            .geometry
+            .ro_compat
+            .contains(RoCompat::LARGE_FILE);
+        if end > i32::MAX as u64 && !has {
+            self.volume.update_superblock(handle, |raw| {
+                let features = raw.ro_compat() | RoCompat::LARGE_FILE;
+                raw.s_feature_ro_compat.set(features.bits());
+            });
         }
     }
 

@@ -1,0 +1,183 @@
+//! What once went wrong, each with what must hold.
+
+use kfs::{Filesystem, MountOptions, NewNode, SetAttr, SliceSource, WriteOptions};
+use kfs_disk::{BlockDevice, MemoryDevice};
+use kfs_tests::{e2fsprogs, tree};
+use std::sync::Arc;
+
+const S_IFREG: u16 = 0o100_644;
+
+fn volume(options: &mkfs::Options) -> (Arc<MemoryDevice>, Arc<Filesystem>) {
+    let device = Arc::new(MemoryDevice::new(16 << 20));
+    mkfs::format(&*device, options).expect("formats");
+    let fs = open(&device);
+    (device, fs)
+}
+
+fn open(device: &Arc<MemoryDevice>) -> Arc<Filesystem> {
+    let options = MountOptions {
+        commit_interval: None,
+        ..MountOptions::default()
+    };
+    Filesystem::open(Arc::clone(device) as Arc<dyn BlockDevice>, options).expect("opens")
+}
+
+/// What the device would hold if the power went now, recovered and judged.
+fn crash(device: &MemoryDevice) -> Arc<MemoryDevice> {
+    let crashed = Arc::new(device.snapshot());
+    open(&crashed).close().expect("closes");
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let path = folder.path().join("image");
+    crashed.write_to(&path).expect("writes the image");
+    e2fsprogs::check(&path).unwrap_or_else(|found| panic!("{found}"));
+    crashed
+}
+
+fn write(fs: &Filesystem, inode: &Arc<kfs::Inode>, offset: u64, content: &[u8]) {
+    let mut source = SliceSource::new(content);
+    let written = fs
+        .write(
+            inode,
+            offset,
+            content.len(),
+            &mut source,
+            WriteOptions::default(),
+        )
+        .expect("writes");
+    assert_eq!(written, content.len());
+}
+
+/// Shrinking an open file without names took its orphan note away: after a crash its blocks were
+/// lost and e2fsck complained.
+#[test]
+fn a_nameless_file_that_shrinks_stays_an_orphan() {
+    let (device, fs) = volume(&mkfs::Options::default());
+    let root = fs.root().expect("root");
+    let file = NewNode {
+        mode: S_IFREG,
+        ..NewNode::default()
+    };
+    let inode = fs.create(&root, b"file", &file).expect("creates");
+    fs.acquire(&inode, 1);
+    write(&fs, &inode, 0, &[7; 50_000]);
+    fs.unlink(&root, b"file").expect("unlinks");
+    let change = SetAttr {
+        size_bytes: Some(100),
+        ..SetAttr::default()
+    };
+    fs.set_attr(&inode, &change).expect("truncates");
+    fs.sync().expect("syncs");
+    crash(&device);
+    fs.release(&inode, 1).expect("deletes");
+    assert!(inode.is_deleted());
+    fs.sync().expect("syncs");
+    crash(&device);
+}
+
+/// A nameless file that had shrunk could not be given a name any more.
+#[test]
+fn a_nameless_file_that_shrinks_can_get_a_name() {
+    let (device, fs) = volume(&mkfs::Options::default());
+    let root = fs.root().expect("root");
+    let file = NewNode {
+        mode: S_IFREG,
+        ..NewNode::default()
+    };
+    let inode = fs.create_unnamed(&root, &file).expect("creates");
+    fs.acquire(&inode, 1);
+    write(&fs, &inode, 0, &[7; 50_000]);
+    let change = SetAttr {
+        size_bytes: Some(9),
+        ..SetAttr::default()
+    };
+    fs.set_attr(&inode, &change).expect("truncates");
+    fs.link(&inode, &root, b"named").expect("links");
+    fs.sync().expect("syncs");
+    let picture = tree::picture(&open(&crash(&device))).expect("walks");
+    assert!(picture["/named"].contains("links 1 size 9"), "{picture:?}");
+}
+
+/// An inode that left memory and came back had forgotten what fsync must wait for.
+#[test]
+fn fsync_waits_for_changes_made_before_the_inode_left_memory() {
+    let (device, fs) = volume(&mkfs::Options::default());
+    let root = fs.root().expect("root");
+    let file = NewNode {
+        mode: S_IFREG,
+        ..NewNode::default()
+    };
+    let inode = fs.create(&root, b"file", &file).expect("creates");
+    write(&fs, &inode, 0, b"content");
+    drop(inode);
+    let again = fs.lookup(&root, b"file").expect("finds");
+    fs.fsync(&again, true).expect("syncs");
+    let picture = tree::picture(&open(&crash(&device))).expect("walks");
+    assert!(picture["/file"].contains("size 7"), "{picture:?}");
+}
+
+/// A file beyond 2 GiB on an image without large_file: e2fsck wants the feature.
+#[test]
+fn large_files_set_the_feature() {
+    let mut options = mkfs::Options::default();
+    options
+        .apply_features("^large_file")
+        .expect("a feature mkfs knows");
+    let (device, fs) = volume(&options);
+    let root = fs.root().expect("root");
+    let file = NewNode {
+        mode: S_IFREG,
+        ..NewNode::default()
+    };
+    for (name, size) in [(&b"written"[..], None), (b"truncated", Some(3 << 30))] {
+        let inode = fs.create(&root, name, &file).expect("creates");
+        match size {
+            None => write(&fs, &inode, 3 << 30, b"far"),
+            Some(size) => {
+                let change = SetAttr {
+                    size_bytes: Some(size),
+                    ..SetAttr::default()
+                };
+                fs.set_attr(&inode, &change).expect("grows");
+            }
+        }
+    }
+    fs.sync().expect("syncs");
+    crash(&device);
+}
+
+/// The last free block went to the moved tail, and truncate failed with ENOSPC for want of a node.
+#[test]
+fn truncate_works_on_a_full_volume() {
+    let (device, fs) = volume(&mkfs::Options::default());
+    let root = fs.root().expect("root");
+    let file = NewNode {
+        mode: S_IFREG,
+        ..NewNode::default()
+    };
+    let scattered = fs.create(&root, b"scattered", &file).expect("creates");
+    for block in 0..4 {
+        write(&fs, &scattered, block * 40_960, &[1; 4096]);
+    }
+    let filler = fs.create(&root, b"filler", &file).expect("creates");
+    let options = WriteOptions {
+        privileged: true,
+        ..WriteOptions::default()
+    };
+    let content = vec![2; 16 << 20];
+    let mut source = SliceSource::new(&content);
+    let len = content.len();
+    let written = fs
+        .write(&filler, 0, len, &mut source, options)
+        .expect("fills");
+    assert!(written < len, "the volume is full");
+    for size in (1..40).rev() {
+        let change = SetAttr {
+            size_bytes: Some(size * 4000),
+            ..SetAttr::default()
+        };
+        fs.set_attr(&scattered, &change)
+            .expect("truncates on a full volume");
+    }
+    fs.sync().expect("syncs");
+    crash(&device);
+}
