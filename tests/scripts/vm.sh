@@ -75,7 +75,7 @@ fi
 echo; echo "--- afterwards, on the host, without kfs"
 show e2fsck -fn "$image" || die "e2fsck is not content with $image"
 if [ "$(id -u)" = 0 ] && mkdir "$work/mnt" && show mount -o loop,ro "$image" "$work/mnt"; then
-    show ls -la "$work/mnt"
+    show ls -la "$work/mnt" "$work/mnt"/*
     compare "$work/mnt"
     show umount "$work/mnt"
 else
