@@ -162,17 +162,23 @@ step_fio() {
 }
 
 step_sparse() {
-    truncate -s 1G holes
-    for offset in 0 1 17 500 1000; do
+    offsets="0 1 17 500 1000"
+    size=1073741824
+    if [ "$small" = 1 ]; then
+        offsets="0 1 17 30"
+        size=33554432
+    fi
+    truncate -s $size holes
+    for offset in $offsets; do
         dd if=/dev/urandom of=holes bs=64k seek=$((offset * 16)) count=2 conv=notrunc status=none
     done
     cp --sparse=always holes always
     cp --sparse=auto --reflink=never holes auto
     for copy in always auto; do
-        [ "$(stat -c %s $copy)" = 1073741824 ]
+        [ "$(stat -c %s $copy)" = $size ]
         [ "$(stat -c %b $copy)" -lt 4000 ]
     done
-    python3 - holes always auto <<'PYTHON'
+    python3 - "$offsets" holes always auto <<'PYTHON'
 import os, sys
 
 def pieces(name):
@@ -190,12 +196,13 @@ def pieces(name):
     os.close(fd)
     return out
 
-first = pieces(sys.argv[1])
+first = pieces(sys.argv[2])
 assert [(start, len(data)) for start, data in first] == [
-    (offset * 1048576, 131072) for offset in (0, 1, 17, 500, 1000)], [(s, len(d)) for s, d in first]
-for name in sys.argv[2:]:
+    (int(offset) * 1048576, 131072) for offset in sys.argv[1].split()], [(s, len(d)) for s, d in first]
+for name in sys.argv[3:]:
     assert pieces(name) == first, name
 PYTHON
+    rm always
     # fallocate: space without size, a hole punched, zeros, and what is left around them.
     seq 1 200000 | head -c 1048576 >allocated
     cp allocated /tmp/allocated

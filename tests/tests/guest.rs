@@ -117,7 +117,14 @@ fn programs_on_a_shared_folder() -> Result<()> {
     fs::create_dir(&shared)?;
     let report = serve(
         &workspace,
-        &["--shared-dir", text(&shared), "--xattr", "--posix-acl"],
+        // The capability is for trusted.* attributes.
+        &[
+            "--shared-dir",
+            text(&shared),
+            "--posix-acl",
+            "--modcaps",
+            "+sys_admin",
+        ],
         "programs.sh",
         &["KFS_SMALL=1", "KFS_MANIFEST_BLOCKS=0"],
     )?;
