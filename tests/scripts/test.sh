@@ -2,7 +2,8 @@
 # test.sh: `make test`. Runs every step even when one failed, counts, and ends with the totals.
 #
 # cargo's "test result:" lines are counted test by test; formatting and lints count as one each. Tests
-# that need QEMU are marked #[ignore] in tests/tests/guest.rs and run here by name: nothing is skipped.
+# that need QEMU or root are marked #[ignore] (tests/tests/guest.rs, disk/tests/block_device.rs) and run
+# here by name: nothing is skipped.
 set -uo pipefail
 . "$(dirname "$0")/lib.sh"
 cd "$top" || exit 1
@@ -37,6 +38,7 @@ step format cargo fmt --all --check
 step lints cargo clippy --workspace --all-targets -- -D warnings
 step programs cargo build --workspace --bins
 step cargo cargo test --workspace --no-fail-fast
+step block-devices cargo test -p kfs-disk --test block_device -- --ignored
 step linux-images env KFS_BIN_DIR=target/debug tests/scripts/linux-images.sh
 step prepare tests/guest/prepare.sh --programs
 step guests cargo test -p kfs-tests --test guest -- --ignored --test-threads=1
