@@ -76,6 +76,9 @@ fn volume(page: &mut Page, volume: &VolumeStatus) {
         page.line("uuid", safe(uuid));
     }
     room(page, volume);
+    if let Some(count) = volume.inodes_in_memory {
+        page.line("in memory", format!("{} inodes", HumanCount(count)));
+    }
     if let Some(features) = &volume.features {
         page.line("features", feature_names(features));
     }
@@ -87,13 +90,14 @@ fn volume(page: &mut Page, volume: &VolumeStatus) {
     }
     if let Some(device) = &volume.device {
         let text = format!(
-            "{} reads ({}), {} writes ({}), {} flushes, {} discards, {} errors",
+            "{} reads ({}), {} writes ({}), {} flushes, {} discards, {} zeroings, {} errors",
             HumanCount(device.reads),
             HumanBytes(device.read_bytes),
             HumanCount(device.writes),
             HumanBytes(device.written_bytes),
             HumanCount(device.flushes),
             HumanCount(device.discards),
+            HumanCount(device.zeroings),
             HumanCount(device.errors),
         );
         page.line("device", text);
@@ -105,15 +109,20 @@ fn journal_text(journal: &Journal) -> String {
     if let Some(used) = journal.used_bytes {
         text.push_str(&format!(", {} used", percent(used, journal.size_bytes)));
     }
-    let tids = [
-        ("running", journal.running_tid),
-        ("committed", journal.committed_tid),
-        ("checkpointed", journal.checkpointed_tid),
-    ];
-    for (what, tid) in tids {
-        if let Some(tid) = tid {
-            text.push_str(&format!(", transaction {tid} {what}"));
-        }
+    if let Some(tid) = journal.committed_tid {
+        text.push_str(&format!(", transaction {tid} committed"));
+    }
+    if let Some(tid) = journal.running_tid {
+        text.push_str(&format!(", {tid} running"));
+    }
+    if let Some(blocks) = journal.running_blocks {
+        text.push_str(&format!(" with {} blocks", HumanCount(blocks)));
+    }
+    if let Some(blocks) = journal.checkpoint_blocks {
+        text.push_str(&format!(", {} blocks to checkpoint", HumanCount(blocks)));
+    }
+    if let Some(commits) = journal.commits {
+        text.push_str(&format!(", {} commits", HumanCount(commits)));
     }
     if journal.needs_recovery {
         text.push_str(", to be replayed");

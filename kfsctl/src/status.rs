@@ -65,6 +65,9 @@ pub struct VolumeStatus {
     /// The journal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub journal: Option<Journal>,
+    /// Inodes that the daemon holds in memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inodes_in_memory: Option<u64>,
     /// Caches of the daemon.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub caches: Vec<Cache>,
@@ -174,9 +177,15 @@ pub struct Journal {
     /// Newest transaction that a crash cannot undo.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub committed_tid: Option<u32>,
-    /// Newest transaction whose blocks are all in place.
+    /// Blocks that the running transaction has changed.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub checkpointed_tid: Option<u32>,
+    pub running_blocks: Option<u64>,
+    /// Blocks that are committed and not yet written to their places: what a checkpoint would do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint_blocks: Option<u64>,
+    /// Commits since the volume was opened.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub commits: Option<u64>,
     /// Whether recovery is needed before the image is consistent.
     pub needs_recovery: bool,
 }
@@ -225,6 +234,8 @@ pub struct Device {
     pub flushes: u64,
     /// Ranges given back.
     pub discards: u64,
+    /// Ranges made zeros.
+    pub zeroings: u64,
     /// Calls that failed.
     pub errors: u64,
 }

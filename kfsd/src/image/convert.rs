@@ -3,6 +3,7 @@
 use crate::fuse::abi::{Kstatfs, Statx, SxTime};
 use crate::fuse::flags::SetattrValid;
 use crate::fuse::{SetAttr, abi};
+use kfs::layout::features::{self, Feature};
 use kfs::layout::inode::DeviceNumber;
 use kfs::{Attr, FileType, InodeFlags, SpaceStatus, TimeChange, Timestamp};
 use kfs_disk::DeviceStats;
@@ -180,16 +181,15 @@ pub(super) fn volume_status(
             total: space.inodes,
             free: space.inodes_free,
         }),
-        features: Some(Features {
-            compat: status.features.clone(),
-            ..Features::default()
-        }),
+        features: Some(sorted(&status.features)),
         journal: (journal.log_blocks > 0).then(|| Journal {
             size_bytes: u64::from(journal.log_blocks) * block_size,
             used_bytes: Some(u64::from(journal.log_blocks_used) * block_size),
             running_tid: Some(journal.running.0),
             committed_tid: Some(journal.committed.0),
-            checkpointed_tid: None,
+            running_blocks: Some(journal.running_blocks.into()),
+            checkpoint_blocks: Some(journal.checkpoint_blocks.into()),
+            commits: Some(journal.commits),
             needs_recovery: journal.log_blocks_used > 0,
         }),
         caches: vec![Cache {
@@ -199,15 +199,36 @@ pub(super) fn volume_status(
             entries: status.cache.buffers,
             capacity: 0,
         }],
+        inodes_in_memory: Some(status.inodes_in_memory),
         device: Some(Device {
             reads: device.reads,
             read_bytes: device.read_bytes,
             writes: device.writes,
             written_bytes: device.written_bytes,
             flushes: device.flushes,
-            ..Device::default()
+            discards: device.discards,
+            zeroings: device.zeroings,
+            errors: device.errors,
         }),
     }
+}
+
+/// Puts feature names into the sets they belong to.
+fn sorted(names: &[String]) -> Features {
+    let mut sorted = Features::default();
+    for name in names {
+        let set = match (features::find(name), name.as_str()) {
+            (Some(Feature::Compat(_)), _) => &mut sorted.compat,
+            (Some(Feature::Incompat(_)), _) | (None, "needs_recovery") => &mut sorted.incompat,
+            (Some(Feature::RoCompat(_)), _) | (None, "orphan_present") => &mut sorted.ro_compat,
+            // Unknown ones are named by their set and bit.
+            (None, name) if name.starts_with("FEATURE_I") => &mut sorted.incompat,
+            (None, name) if name.starts_with("FEATURE_R") => &mut sorted.ro_compat,
+            (None, _) => &mut sorted.compat,
+        };
+        set.push(name.clone());
+    }
+    sorted
 }
 
 fn uuid(bytes: &[u8; 16]) -> String {
