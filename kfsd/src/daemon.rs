@@ -3,7 +3,7 @@
 //! Order matters: everything that has a path is opened first, then the process locks itself in,
 //! then threads are started, which inherit the lock; at the end the users are sent away before the volume is closed.
 
-use crate::config::{Config, ControlSocket, Source};
+use crate::config::{Config, ControlSocket, Endpoint, Source};
 use crate::control::{ControlListener, ControlServer, Handler};
 use crate::endpoint::{Opened, Reserved, Running};
 use crate::image::{Image, ImageConfig};
@@ -138,6 +138,12 @@ fn open_volume(config: &Config) -> Result<Arc<dyn Volume>, VolumeError> {
             writeback: config.writeback,
             readdirplus: config.readdirplus,
             timeout: config.timeout,
+            // The owners of files are in the image, so serving it takes no privileges; mounting
+            // and unmounting does.
+            drop_capabilities: !config
+                .endpoints
+                .iter()
+                .any(|endpoint| matches!(endpoint, Endpoint::Mount(_))),
         })?)),
     }
 }

@@ -1,4 +1,5 @@
-//! Confinement to a host directory: a root of its own, few capabilities, no network.
+//! Confinement: a host directory is served with a root of its own, few capabilities and no network,
+//! an image without any capability.
 //!
 //! To be entered before any thread is started (all of this belongs to the calling thread and is
 //! inherited by those it starts) and after every path has been opened.
@@ -50,7 +51,7 @@ pub fn enter(options: &SharedDirOptions, directory: &mut SharedDir) -> Result<()
     if rustix::process::geteuid().is_root() {
         rustix::thread::set_thread_groups(&[]).map_err(failed("dropping groups"))?;
     }
-    drop_capabilities(options)
+    keep_only((KEPT | options.keep_capabilities) - options.drop_capabilities)
 }
 
 const OPEN_FLAGS: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
@@ -77,10 +78,19 @@ fn enter_namespaces(path: &Path) -> Result<(), SandboxError> {
     rustix::process::fchdir(&new_root).map_err(failed("entering the directory"))
 }
 
-fn drop_capabilities(options: &SharedDirOptions) -> Result<(), SandboxError> {
-    let kept = (KEPT | options.keep_capabilities) - options.drop_capabilities;
+/// Gives up every capability of the calling thread, and of those it starts, for good.
+pub fn drop_all_capabilities() -> Result<(), SandboxError> {
+    keep_only(CapabilitySet::empty())?;
+    // Programs with suid bits or file capabilities would not give them back either.
+    rustix::thread::set_no_new_privs(true).map_err(failed("renouncing new privileges"))
+}
+
+fn keep_only(kept: CapabilitySet) -> Result<(), SandboxError> {
     let mut sets = rustix::thread::capabilities(None).map_err(failed("reading capabilities"))?;
-    for capability in CapabilitySet::all().iter() {
+    // The bounding set matters only to those who could gain capabilities, and only they may
+    // change it.
+    let may_shrink = sets.effective.contains(CapabilitySet::SETPCAP);
+    for capability in CapabilitySet::all().iter().filter(|_| may_shrink) {
         if !kept.contains(capability) && capability.bits().is_power_of_two() {
             match rustix::thread::remove_capability_from_bounding_set(capability) {
                 // A capability this kernel does not know.

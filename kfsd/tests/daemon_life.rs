@@ -195,6 +195,128 @@ fn capabilities_are_printed_for_management_programs() {
     assert_eq!(value["type"], "fs");
 }
 
+/// The capability set `name` of a thread.
+fn capabilities(thread: &std::path::Path, name: &str) -> u64 {
+    let status = fs::read_to_string(thread.join("status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+    u64::from_str_radix(line.split_whitespace().last().unwrap(), 16).unwrap()
+}
+
+/// An image by mke2fs.
+fn make_image(path: &std::path::Path) {
+    fs::File::create(path).unwrap().set_len(64 << 20).unwrap();
+    let mut mke2fs = Command::new("mke2fs");
+    let status = mke2fs
+        .args(["-q", "-t", "ext4"])
+        .arg(path)
+        .status()
+        .unwrap();
+    assert!(status.success(), "mke2fs (package e2fsprogs) is needed");
+}
+
+fn assert_clean(image: &std::path::Path) {
+    let output = Command::new("e2fsck")
+        .arg("-fn")
+        .arg(image)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+}
+
+#[test]
+fn an_image_is_served_without_privileges() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (image, socket) = (
+        scratch.path().join("disk.img"),
+        scratch.path().join("socket"),
+    );
+    make_image(&image);
+    let args = [
+        "--image".as_ref(),
+        image.as_os_str(),
+        "--socket-path".as_ref(),
+        socket.as_os_str(),
+    ];
+    let mut daemon = Daemon::start(scratch, &args);
+    wait_until("the daemon serves", || {
+        Client::connect(&daemon.control()).is_ok()
+    });
+    let status = Client::connect(&daemon.control())
+        .unwrap()
+        .status()
+        .unwrap();
+    assert_eq!(
+        status.volume.source,
+        Source::Image {
+            path: image.clone()
+        }
+    );
+    assert!(status.volume.journal.unwrap().size_bytes > 0);
+    assert!(
+        status
+            .volume
+            .features
+            .unwrap()
+            .incompat
+            .contains(&"extent".into())
+    );
+    for thread in fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap() {
+        let thread = thread.unwrap().path();
+        // The threads that answered us may be gone by now.
+        if thread.exists() {
+            for name in ["CapPrm:", "CapEff:", "CapBnd:"] {
+                assert_eq!(
+                    capabilities(&thread, name),
+                    0,
+                    "{name} of {}",
+                    thread.display()
+                );
+            }
+        }
+    }
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.wait(), Some(0), "{}", daemon.log());
+    assert!(!socket.exists() && !daemon.control().exists());
+    assert_clean(&image);
+}
+
+#[test]
+fn an_image_in_use_names_its_holder() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (image, mount) = (
+        scratch.path().join("disk.img"),
+        scratch.path().join("mount"),
+    );
+    make_image(&image);
+    fs::create_dir(&mount).unwrap();
+    let args = [
+        "--image".as_ref(),
+        image.as_os_str(),
+        "--mount".as_ref(),
+        mount.as_os_str(),
+    ];
+    let mut daemon = Daemon::start(scratch, &args);
+    wait_until("the image is mounted", || daemon.is_mounted());
+    fs::write(mount.join("file"), "content").unwrap();
+    let second = kfsd(&["--image", image.to_str().unwrap(), "--mount", "/mnt"]);
+    let message = String::from_utf8(second.stderr).unwrap();
+    assert!(!second.status.success());
+    assert!(message.contains(&format!("{}", daemon.pid())), "{message}");
+    assert!(
+        Command::new("umount")
+            .arg(&mount)
+            .status()
+            .unwrap()
+            .success()
+    );
+    assert_eq!(daemon.wait(), Some(0), "{}", daemon.log());
+    assert_clean(&image);
+}
+
 /// Serves a directory to virtual machines, with a file in it.
 fn with_socket(options: &[&str]) -> Daemon {
     let scratch = tempfile::tempdir().unwrap();
@@ -226,15 +348,15 @@ fn the_sandbox_shuts_every_thread_in() {
             || threads().len() == 4,
         );
         for thread in threads() {
-            let status = fs::read_to_string(thread.join("status")).unwrap();
-            let set = |name: &str| {
-                let line = status.lines().find(|line| line.starts_with(name)).unwrap();
-                u64::from_str_radix(line.split_whitespace().last().unwrap(), 16).unwrap()
-            };
             // CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID, SETFCAP.
             let kept = 1 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 31;
             for name in ["CapPrm:", "CapEff:", "CapBnd:"] {
-                assert_eq!(set(name), kept, "{name} of {}", thread.display());
+                assert_eq!(
+                    capabilities(&thread, name),
+                    kept,
+                    "{name} of {}",
+                    thread.display()
+                );
             }
             let root: Vec<_> = fs::read_dir(thread.join("root")).unwrap().collect();
             assert_eq!(root.len(), 1, "{}", thread.display());

@@ -20,6 +20,7 @@ mod session;
 
 use crate::config::CachePolicy;
 use crate::fuse::FileSystem;
+use crate::sandbox::{self, SandboxError};
 use crate::volume::{Volume, VolumeError};
 use kfs::{Filesystem, MountOptions, ReadOnlyReason};
 use kfs_disk::{BlockDevice, FileDevice, StatsDevice};
@@ -37,6 +38,9 @@ pub enum OpenError {
     /// The file or device does not open.
     #[error(transparent)]
     Device(#[from] kfs_disk::OpenError),
+    /// The privileges of the process cannot be given up.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// It opens, but there is no file system that kfs can serve.
     #[error("cannot serve {}", .path.display())]
     Filesystem {
@@ -63,6 +67,8 @@ pub struct ImageConfig {
     pub readdirplus: bool,
     /// How long names and attributes hold; the cache policy says so where it is not given.
     pub timeout: Option<Duration>,
+    /// Give up all capabilities of the process once the image is open.
+    pub drop_capabilities: bool,
 }
 
 /// What all sessions of an image agree on.
@@ -91,6 +97,10 @@ impl Image {
         } else {
             FileDevice::open(&config.path)?
         };
+        // Before the file system starts threads, which would keep theirs.
+        if config.drop_capabilities {
+            sandbox::drop_all_capabilities()?;
+        }
         let device = Arc::new(StatsDevice::new(file));
         let options = MountOptions {
             read_only: config.read_only,
