@@ -14,6 +14,30 @@ pub fn crc32c(seed: u32, data: &[u8]) -> u32 {
     !crc32c::crc32c_append(!seed, data)
 }
 
+/// The bytes that, put between `before` and `after`, give the whole the checksum `wanted`.
+///
+/// A crc can be run backwards: from `wanted` through `after` to the value that is needed behind the
+/// four bytes, and from there through four zeros. What differs from the value of `before` is the patch.
+#[must_use]
+pub fn crc32c_patch(seed: u32, before: &[u8], after: &[u8], wanted: u32) -> [u8; 4] {
+    let steps = after.iter().rev().chain(&[0; 4]);
+    let needed = steps.fold(wanted, |value, &byte| crc32c_back(value, byte));
+    (needed ^ crc32c(seed, before)).to_le_bytes()
+}
+
+/// The value before `byte` was added.
+fn crc32c_back(value: u32, byte: u8) -> u32 {
+    /// The polynomial of crc32c, lowest power first.
+    const POLYNOMIAL: u32 = 0x82f6_3b78;
+    let mut value = value;
+    for _ in 0..8 {
+        // A step forward shifts right and adds the polynomial, whose top bit is set, for a 1.
+        let was_odd = value >> 31;
+        value = (value ^ (POLYNOMIAL * was_odd)) << 1 | was_odd;
+    }
+    value ^ u32::from(byte)
+}
+
 /// The crc16 of several pieces one after the other, starting at 0xffff.
 #[must_use]
 pub fn crc16(pieces: &[&[u8]]) -> u16 {
@@ -44,5 +68,16 @@ mod tests {
             crc32c(7, b"123456789")
         );
         assert_eq!(crc16(&[b"1234", b"56789"]), 0x4b37);
+    }
+
+    #[test]
+    fn a_patch_gives_the_wanted_checksum() {
+        for wanted in [0, 1, 0xdead_beef, u32::MAX] {
+            for (before, after) in [("", ""), ("some", ""), ("", "more"), ("before", "after it")] {
+                let patch = crc32c_patch(7, before.as_bytes(), after.as_bytes(), wanted);
+                let whole = [before.as_bytes(), &patch, after.as_bytes()].concat();
+                assert_eq!(crc32c(7, &whole), wanted, "{before} ? {after}");
+            }
+        }
     }
 }

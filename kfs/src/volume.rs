@@ -99,7 +99,7 @@ impl Volume {
         let bytes = &mut block[superblock_offset(&self.geometry)..];
         let (raw, _) = RawSuperblock::mut_from_prefix(bytes).expect("a block holds a superblock");
         change(raw);
-        raw.update_checksum();
+        raw.seal();
     }
 
     /// The time for time stamps.

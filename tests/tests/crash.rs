@@ -21,9 +21,8 @@ const IMAGE_BYTES: u64 = 8 << 20;
 const OPERATIONS: usize = 60;
 /// Images for each moment; all of them are recovered by kfs.
 const IMAGES_A_POINT: usize = 4;
-/// Writes tear at these bounds. The superblock is 1024 bytes with a checksum at its end and, like
-/// ext4, kfs relies on its being written as a whole; everything else may tear anywhere.
-const ATOMIC_BYTES: u32 = 1024;
+/// Writes tear at these bounds.
+const SECTOR_BYTES: u32 = 512;
 /// Every so many images e2fsck is asked, too.
 const E2FSCK_EVERY: usize = 60;
 
@@ -58,7 +57,7 @@ fn formatted(block_size: u32) -> MemoryDevice {
 }
 
 fn record(seed: u64, block_size: u32) -> (Arc<CrashDevice>, Vec<Step>) {
-    let device = CrashDevice::with_sector_size(formatted(block_size), ATOMIC_BYTES);
+    let device = CrashDevice::with_sector_size(formatted(block_size), SECTOR_BYTES);
     let device = Arc::new(device);
     let fs =
         Filesystem::open(Arc::clone(&device) as Arc<dyn BlockDevice>, options()).expect("opens");

@@ -335,12 +335,12 @@ fn clear_recover(device: &dyn BlockDevice) -> Result<()> {
     write_superblock(device, &mut superblock)
 }
 
-/// Writes the superblock past the journal and makes it durable.
+/// Writes the superblock past the journal, in one piece, and makes it durable.
 pub(super) fn write_superblock(
     device: &dyn BlockDevice,
     superblock: &mut RawSuperblock,
 ) -> Result<()> {
-    superblock.update_checksum();
+    superblock.seal();
     device
         .write_at(SUPERBLOCK_OFFSET, superblock.as_bytes())
         .map_err(|source| Error::Io {

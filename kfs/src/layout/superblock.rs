@@ -3,7 +3,7 @@
 //! Kernel page: filesystems/ext4/super. Counts of blocks are split in two halves; use the accessors.
 
 use super::features::{Compat, Incompat, RoCompat};
-use crate::checksum::{CRC32C_INIT, crc32c};
+use crate::checksum::{CRC32C_INIT, crc32c, crc32c_patch};
 use std::mem::offset_of;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -253,6 +253,27 @@ impl RawSuperblock {
         }
     }
 
+    /// Makes the content fit the stored checksum, so that a change of the first sector stays in it.
+    ///
+    /// The checksum lies in the last of the superblock's sectors, nearly all that changes in the first,
+    /// and the one thing a disk promises is to write a sector as a whole: with a new checksum for each
+    /// change, a power cut could leave the one without the other. So the checksum stays, and what fits
+    /// the content to it are the last four bytes of `s_last_mounted`, behind the end of its string. The
+    /// field belongs to who mounted the volume last: Linux, too, overwrites it.
+    pub fn seal(&mut self) {
+        if !self.ro_compat().contains(RoCompat::METADATA_CSUM) {
+            return;
+        }
+        let patch_end = offset_of!(Self, s_last_mounted) + self.s_last_mounted.len();
+        let patch_start = patch_end - size_of::<u32>();
+        self.as_mut_bytes()[patch_start - 1] = 0;
+        let wanted = self.s_checksum.get();
+        let bytes = self.as_mut_bytes();
+        let after = &bytes[patch_end..offset_of!(Self, s_checksum)];
+        let patch = crc32c_patch(CRC32C_INIT, &bytes[..patch_start], after, wanted);
+        bytes[patch_start..patch_end].copy_from_slice(&patch);
+    }
+
     /// Sets the time of the last write, all 40 bits of it.
     pub fn set_write_time(&mut self, seconds: i64) {
         (self.s_wtime, self.s_wtime_hi) = split_time(seconds);
@@ -284,4 +305,25 @@ impl RawSuperblock {
 fn split_time(seconds: i64) -> (U32, u8) {
     let seconds = seconds.max(0);
     (U32::new(seconds as u32), (seconds >> 32) as u8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sealed_change_stays_in_its_sector() {
+        let mut raw = RawSuperblock::read_from_bytes(&[0; SUPERBLOCK_SIZE]).expect("its size");
+        raw.s_feature_ro_compat.set(RoCompat::METADATA_CSUM.bits());
+        raw.s_last_mounted = [b'/'; 64];
+        raw.update_checksum();
+        let before = raw.clone();
+        raw.s_state.set(STATE_VALID);
+        raw.set_mount_time(1_900_000_000);
+        assert!(!raw.verify_checksum());
+        raw.seal();
+        assert!(raw.verify_checksum());
+        assert_eq!(before.as_bytes()[512..], raw.as_bytes()[512..]);
+        assert!(raw.s_last_mounted[..60].ends_with(b"//\0"), "ends before the patch");
+    }
 }
