@@ -35,6 +35,8 @@ struct Run {
     /// Trees after each operation that succeeded, from the last durable one on.
     possible: Vec<Picture>,
     has_failed: bool,
+    /// The journal was aborted, and what was written after that reached the device.
+    is_on_record: bool,
 }
 
 fn run(seed: u64, fault: Fault) -> Run {
@@ -71,13 +73,23 @@ fn run(seed: u64, fault: Fault) -> Run {
         possible.push(tree::picture(&fs).expect("reads do not fail"));
     }
     drop(workload);
-    has_failed |= fs.close().is_err();
+    let was_aborted = fs.status().journal.aborted;
+    let closed = fs.close();
+    has_failed |= closed.is_err();
     drop(fs);
     Run {
         image: memory.snapshot(),
         possible,
         has_failed,
+        is_on_record: was_aborted && closed.is_ok(),
     }
+}
+
+/// Whether the superblock (at 1024) says in `s_state` (at 58) that errors were found.
+fn has_error_mark(device: &MemoryDevice) -> bool {
+    let mut state = [0; 2];
+    device.read_at(1024 + 58, &mut state).expect("memory");
+    u16::from_le_bytes(state) & 2 != 0
 }
 
 fn judge(run: &Run, context: &str, asks_e2fsck: bool) {
@@ -92,6 +104,9 @@ fn judge(run: &Run, context: &str, asks_e2fsck: bool) {
     fs.close()
         .unwrap_or_else(|error| panic!("{context}: {error}"));
     drop(fs);
+    if run.is_on_record {
+        assert!(has_error_mark(&device), "{context}: e2fsck is not told");
+    }
     if asks_e2fsck {
         let folder = tempfile::tempdir().expect("temporary folder");
         let path = folder.path().join("image");
@@ -102,7 +117,7 @@ fn judge(run: &Run, context: &str, asks_e2fsck: bool) {
 }
 
 fn fail_each(kinds: OpKinds, name: &str) {
-    let mut failures = 0;
+    let (mut failures, mut on_record) = (0, 0);
     for seed in 1..=2 {
         for nth in 1.. {
             let mut reached = false;
@@ -115,6 +130,7 @@ fn fail_each(kinds: OpKinds, name: &str) {
                 judge(&run, &context, nth % E2FSCK_EVERY == 0);
                 reached |= run.has_failed;
                 failures += u64::from(run.has_failed);
+                on_record += u64::from(run.is_on_record);
             }
             if !reached {
                 break;
@@ -122,6 +138,7 @@ fn fail_each(kinds: OpKinds, name: &str) {
         }
     }
     assert!(failures > 20, "only {failures} runs met a failure");
+    assert!(on_record > 5, "only {on_record} runs left a note of it");
 }
 
 #[test]

@@ -181,3 +181,67 @@ fn truncate_works_on_a_full_volume() {
     fs.sync().expect("syncs");
     crash(&device);
 }
+
+/// A volume that was ext3 and was given extents later: `/old` is a block map of `len` bytes.
+fn converted_volume(len: u64) -> Arc<MemoryDevice> {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let image = folder.path().join("image");
+    let file = folder.path().join("file");
+    std::fs::write(&file, vec![0x5a; len as usize]).expect("writes");
+    let run = |program: &str, arguments: &[&str]| {
+        let output = std::process::Command::new(program)
+            .args(arguments)
+            .output()
+            .unwrap_or_else(|error| panic!("{program}: {error}"));
+        assert!(output.status.success(), "{program}: {output:?}");
+    };
+    let image_name = image.to_str().expect("ASCII");
+    let layout = "^extents,^64bit,^flex_bg";
+    run(
+        "mke2fs",
+        &[
+            "-q", "-t", "ext4", "-b", "1024", "-g", "1024", "-O", layout, image_name, "24M",
+        ],
+    );
+    let request = format!("write {} old", file.display());
+    run("debugfs", &["-w", "-R", &request, image_name]);
+    run("tune2fs", &["-O", "extents", image_name]);
+    let bytes = std::fs::read(&image).expect("reads");
+    let device = Arc::new(MemoryDevice::new(bytes.len() as u64));
+    device.write_at(0, &bytes).expect("writes");
+    device
+}
+
+/// A block map was freed in one transaction, whatever its size, and could not be cut at all.
+#[test]
+fn block_maps_shrink_and_go_in_steps() {
+    let device = converted_volume(14 << 20);
+    let fs = open(&device);
+    let root = fs.root().expect("root");
+    let inode = fs.lookup(&root, b"old").expect("finds");
+    for size in [14_000_001, 5_000_000, 300_000, 20_000, 100] {
+        let change = SetAttr {
+            size_bytes: Some(size),
+            ..SetAttr::default()
+        };
+        fs.set_attr(&inode, &change).expect("truncates");
+        fs.sync().expect("syncs");
+        let picture = tree::picture(&open(&crash(&device))).expect("walks");
+        assert!(
+            picture["/old"].contains(&format!("size {size}")),
+            "{picture:?}"
+        );
+    }
+    drop((inode, root));
+    fs.close().expect("closes");
+    crash(&device);
+
+    let device = converted_volume(14 << 20);
+    let fs = open(&device);
+    let root = fs.root().expect("root");
+    let before = fs.space().blocks_free;
+    fs.unlink(&root, b"old").expect("unlinks");
+    fs.sync().expect("syncs");
+    assert!(fs.space().blocks_free > before + (14 << 10));
+    crash(&device);
+}

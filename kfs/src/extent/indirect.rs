@@ -1,4 +1,4 @@
-//! Block maps of ext2 and ext3, read only.
+//! Block maps of ext2 and ext3: looking blocks up. [`super::trim`] takes blocks away; none are added.
 //!
 //! ```text
 //!  60 bytes in the inode: 12 direct blocks | single | double | triple indirect
@@ -11,7 +11,7 @@
 use super::{Extent, LOGICAL_END, Mapping, Root};
 use crate::corrupt::Corrupt;
 use crate::error::Result;
-use crate::ids::{BlockNr, InodeNr, LogicalBlock, Run};
+use crate::ids::{BlockNr, InodeNr, LogicalBlock};
 use crate::layout::Geometry;
 use crate::storage::BufferCache;
 use std::ops::ControlFlow;
@@ -21,29 +21,14 @@ const DIRECT_BLOCKS: u32 = 12;
 /// A view on one inode's block map.
 #[derive(Clone, Copy)]
 pub struct IndirectMap<'a> {
-    cache: &'a BufferCache,
-    geometry: &'a Geometry,
+    pub(super) cache: &'a BufferCache,
+    pub(super) geometry: &'a Geometry,
     inode: InodeNr,
-}
-
-/// All blocks of a file, for its deletion.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct IndirectBlocks {
-    /// Data.
-    pub data: Vec<Run>,
-    /// Indirect blocks.
-    pub nodes: Vec<BlockNr>,
-}
-
-/// What a walk meets.
-enum Item {
-    Node(BlockNr),
-    Data(Extent),
 }
 
 /// A walk over a map: merges blocks into extents and counts them.
 struct Walk<'v> {
-    visit: &'v mut dyn FnMut(Item) -> Result<ControlFlow<()>>,
+    visit: &'v mut dyn FnMut(Extent) -> Result<ControlFlow<()>>,
     from: u64,
     pending: Option<Extent>,
     blocks: u64,
@@ -66,13 +51,14 @@ impl Walk<'_> {
             unwritten: false,
         };
         match self.pending.replace(next) {
-            Some(done) => (self.visit)(Item::Data(done)),
+            Some(done) => (self.visit)(done),
             None => Ok(ControlFlow::Continue(())),
         }
     }
 }
 
-fn pointer(bytes: &[u8], index: usize) -> BlockNr {
+/// The block number at `index` of pointers.
+pub(super) fn pointer(bytes: &[u8], index: usize) -> BlockNr {
     let (numbers, _) = bytes.as_chunks::<4>();
     BlockNr(u64::from(u32::from_le_bytes(numbers[index])))
 }
@@ -89,17 +75,17 @@ impl<'a> IndirectMap<'a> {
     }
 
     /// Block numbers in an indirect block.
-    fn fanout(&self) -> u64 {
+    pub(super) fn fanout(&self) -> u64 {
         u64::from(self.geometry.block_size) / 4
     }
 
     /// Blocks below a pointer of `level`: 0 for a data block, 3 for the triple indirect block.
-    fn reach(&self, level: u32) -> u64 {
+    pub(super) fn reach(&self, level: u32) -> u64 {
         self.fanout().pow(level)
     }
 
     /// The root's slots, with their levels and first logical blocks.
-    fn slots(&self) -> impl Iterator<Item = (usize, u32, u64)> {
+    pub(super) fn slots(&self) -> impl Iterator<Item = (usize, u32, u64)> {
         let direct = u64::from(DIRECT_BLOCKS);
         let indirect = (1..=3).scan(direct, move |first, level| {
             let slot = (DIRECT_BLOCKS as usize + level as usize - 1, level, *first);
@@ -112,7 +98,7 @@ impl<'a> IndirectMap<'a> {
     }
 
     /// A pointer that leads on, `None` for a hole.
-    fn checked(&self, block: BlockNr) -> std::result::Result<Option<BlockNr>, Corrupt> {
+    pub(super) fn checked(&self, block: BlockNr) -> std::result::Result<Option<BlockNr>, Corrupt> {
         if block == BlockNr(0) {
             return Ok(None);
         }
@@ -198,41 +184,14 @@ impl<'a> IndirectMap<'a> {
         from: LogicalBlock,
         mut visit: impl FnMut(Extent) -> Result<ControlFlow<()>>,
     ) -> Result<()> {
-        self.walk(root, u64::from(from.0), &mut |item| match item {
-            Item::Data(extent) => visit(extent),
-            Item::Node(_) => Ok(ControlFlow::Continue(())),
-        })
-    }
-
-    /// All blocks of the file.
-    ///
-    /// # Errors
-    /// `Corrupt`, `Io`.
-    pub fn blocks(&self, root: &Root) -> Result<IndirectBlocks> {
-        let mut blocks = IndirectBlocks::default();
-        self.walk(root, 0, &mut |item| {
-            match item {
-                Item::Node(block) => blocks.nodes.push(block),
-                Item::Data(Extent { physical, len, .. }) => match blocks.data.last_mut() {
-                    Some(run) if run.end() == physical && run.len <= u32::MAX - len => {
-                        run.len += len;
-                    }
-                    _ => blocks.data.push(Run {
-                        start: physical,
-                        len,
-                    }),
-                },
-            }
-            Ok(ControlFlow::Continue(()))
-        })?;
-        Ok(blocks)
+        self.walk(root, u64::from(from.0), &mut visit)
     }
 
     fn walk(
         &self,
         root: &Root,
         from: u64,
-        visit: &mut dyn FnMut(Item) -> Result<ControlFlow<()>>,
+        visit: &mut dyn FnMut(Extent) -> Result<ControlFlow<()>>,
     ) -> Result<()> {
         let mut walk = Walk {
             visit,
@@ -249,7 +208,7 @@ impl<'a> IndirectMap<'a> {
             }
         }
         if let Some(last) = walk.pending {
-            let _ = (walk.visit)(Item::Data(last))?;
+            let _ = (walk.visit)(last)?;
         }
         Ok(())
     }
@@ -272,9 +231,6 @@ impl<'a> IndirectMap<'a> {
         }
         if level == 0 {
             return walk.data(first, block);
-        }
-        if (walk.visit)(Item::Node(block))?.is_break() {
-            return Ok(ControlFlow::Break(()));
         }
         let bytes = self.cache.get(block)?.freeze();
         for index in 0..self.fanout() {

@@ -31,13 +31,15 @@ mod remove;
 mod rewrite;
 mod search;
 mod split;
+mod trim;
 
 #[cfg(test)]
 mod tests;
 
-pub use indirect::{IndirectBlocks, IndirectMap};
+pub use indirect::IndirectMap;
 pub use remove::Removed;
 pub use rewrite::{KEPT_CREDITS, Progress, REWRITE_CREDITS_MIN, Replaced};
+pub use trim::TRIM_CREDITS;
 
 use crate::error::Result;
 use crate::ids::{BlockNr, InodeNr, LogicalBlock};
@@ -230,6 +232,14 @@ impl<'a> ExtentTree<'a> {
         let mut root = [0; 60];
         node::write(&mut root, 0, node::ROOT_ENTRIES, &[]);
         root
+    }
+
+    /// Levels below the root.
+    ///
+    /// # Errors
+    /// `Corrupt` when the root is damaged.
+    pub fn depth(&self, root: &Root) -> Result<u32> {
+        Ok(self.root_node(root)?.depth().into())
     }
 
     /// [`step_credits`] of the tree as it is.

@@ -4,10 +4,9 @@ use super::File;
 use super::write::{CREDITS_RUN, CREDITS_SIZE, WriteOptions};
 use crate::allocator::{BlockRequest, Reservation};
 use crate::error::{Error, Result};
-use crate::extent::{LOGICAL_END, Mapping, REWRITE_CREDITS_MIN, step_credits};
+use crate::extent::{LOGICAL_END, Mapping, REWRITE_CREDITS_MIN, TRIM_CREDITS, step_credits};
 use crate::ids::LogicalBlock;
-use crate::inode::{InodeState, Removal};
-use crate::layout::inode::InodeFlags;
+use crate::inode::{CREDITS_INODE, InodeState, Removal};
 use crate::storage::Handle;
 use std::io::{IoSlice, IoSliceMut};
 
@@ -61,7 +60,7 @@ impl File<'_> {
     }
 
     /// Copies what stays of the block that `size` falls into to a new block. `None` when no block is
-    /// cut, or when the volume is full: then the rest of the block was zeroed in place.
+    /// cut, or when there is no other block for it: then the rest of the block was zeroed in place.
     fn plan_tail(self, size: u64) -> Result<Option<Tail>> {
         let within = self.within_block(size);
         if within == 0 {
@@ -71,8 +70,12 @@ impl File<'_> {
         let Mapping::Mapped { physical, .. } = self.inode.map(self.volume, logical, 1)? else {
             return Ok(None);
         };
-        self.inode.check_extents()?;
         let rest = self.volume.block_size() - within;
+        if self.inode.check_extents().is_err() {
+            // A block map takes no new blocks.
+            self.volume.zero_data(physical, within, rest)?;
+            return Ok(None);
+        }
         let reservation = match self.volume.allocator.reserve(BlockRequest {
             goal: physical,
             len: 1,
@@ -109,7 +112,6 @@ impl File<'_> {
     }
 
     fn cut(self, size: u64, tail: Option<Tail>, options: WriteOptions) -> Result<()> {
-        self.inode.check_extents()?;
         let first = size.div_ceil(self.volume.block_size());
         // The size and the last block change together: with either alone, a crash would show zeros
         // before the old end or old bytes behind the new one.
@@ -185,18 +187,6 @@ impl File<'_> {
     /// `Io`, `Corrupt`, `ReadOnly`.
     pub(crate) fn free_all(self) -> Result<()> {
         self.inode.drop_preallocation();
-        if !self
-            .inode
-            .state()
-            .fields()
-            .flags()
-            .contains(InodeFlags::EXTENTS)
-        {
-            let credits = self.volume.journal.credits_max();
-            return self.volume.transact(credits, |handle| {
-                self.inode.remove_indirect(self.volume, handle)
-            });
-        }
         while self.volume.transact(self.removal_credits()?, |handle| {
             self.inode
                 .remove_blocks(self.volume, handle, 0, LOGICAL_END)
@@ -206,6 +196,9 @@ impl File<'_> {
     }
 
     pub(super) fn removal_credits(self) -> Result<u32> {
+        if self.inode.check_extents().is_err() {
+            return Ok(TRIM_CREDITS + CREDITS_INODE);
+        }
         let has_nodes = self.inode.insert_credits(self.volume)? > step_credits(0);
         Ok(if has_nodes {
             REMOVAL_CREDITS_MANY

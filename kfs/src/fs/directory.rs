@@ -13,9 +13,6 @@ use crate::volume::Volume;
 use std::cell::RefCell;
 use std::sync::Arc;
 
-/// Blocks kept in reserve for nodes of the extent tree, for each block that is appended.
-const NODES_AN_APPEND: u32 = 2;
-
 /// A directory's inode, seen as the blocks of a directory.
 pub(crate) struct InodeBlocks<'a> {
     volume: &'a Volume,
@@ -99,8 +96,10 @@ impl DirectoryBlocks for InodeBlocks<'_> {
         let next = LogicalBlock(self.blocks_count());
         // Reading the last block's path now leaves nothing to be read when the block is entered.
         let goal = self.inode.goal(self.volume, next)?;
+        // Each block may split the extent tree's nodes on its path, and the root.
+        let nodes = self.inode.tree_depth(self.volume)? + 1;
         self.pool
-            .fill(&self.volume.allocator, count * (1 + NODES_AN_APPEND), goal)
+            .fill(&self.volume.allocator, count * (1 + nodes), goal)
     }
 
     fn append(&mut self, handle: &mut Handle<'_>) -> (LogicalBlock, Arc<Buffer>) {

@@ -9,7 +9,7 @@ use crate::extent::{ExtentTree, IndirectMap};
 use crate::ids::{BlockNr, GroupNr, InodeNr, LogicalBlock, Run};
 use crate::inode::{InodeTable, Orphans};
 use crate::layout::inode::{InodeBytes, InodeFlags};
-use crate::layout::superblock::{STATE_VALID, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE};
+use crate::layout::superblock::{STATE_ERROR, STATE_VALID, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE};
 use crate::layout::{Access, Compat, Geometry, Incompat, RawSuperblock, features};
 use crate::storage::journal::{LogArea, LogOptions, attach, recover, reset_log};
 use crate::storage::{BufferCache, Journal};
@@ -43,12 +43,13 @@ impl Filesystem {
         }
         let geometry = Geometry::try_from(&superblock)?;
         let log = log.filter(|_| read_only.is_none());
-        let protected: Vec<Run> = log.iter().flat_map(|log| log.area.runs()).collect();
+        let mut protected: Vec<Run> = log.iter().flat_map(|log| log.area.runs()).collect();
         let was_clean = superblock.s_state.get() & STATE_VALID != 0;
         if read_only.is_none() {
             mark_in_use(&*device, &mut superblock, &options)?;
         }
         let volume = assemble(device, geometry, log, read_only, &options)?;
+        protected.extend(orphan_file_runs(&volume)?);
         volume.allocator.protect(&protected);
         let label = superblock.label().to_vec();
         let fs = Self {
@@ -84,7 +85,7 @@ impl Filesystem {
         }
         let first = InodeNr(superblock.s_last_orphan.get());
         let listed = crate::inode::orphan::read_list(&self.volume, &self.inodes, first)?;
-        for inode in &listed {
+        for inode in listed.iter().rev() {
             self.orphans.adopt_from_list(Arc::clone(inode));
         }
         orphans.extend(listed);
@@ -96,13 +97,7 @@ impl Filesystem {
             if links == 0 {
                 self.delete(&inode)?;
             } else if inode.is_regular() {
-                match self.file(&inode).finish_truncate() {
-                    // A block map of ext3, which kfs only reads: Linux or e2fsck will finish it.
-                    Err(Error::NotSupported) => {
-                        log::warn!("inode {}: the interrupted truncate stays", inode.nr());
-                    }
-                    other => other?,
-                }
+                self.file(&inode).finish_truncate()?;
             } else {
                 self.volume
                     .transact(crate::inode::CREDITS_ORPHAN, |handle| {
@@ -247,6 +242,11 @@ fn open_log(
             recovered.transactions,
             recovered.blocks
         );
+        if log.superblock.s_errno.get() != 0 {
+            log::warn!("the journal was aborted: the volume wants e2fsck");
+            mark_error(&**device)?;
+            log.superblock.s_errno.set(0);
+        }
         reset_log(&**device, &mut log, geometry.block_size)?;
         if read_only.is_some() {
             clear_recover(&**device)?;
@@ -284,6 +284,28 @@ fn journal_area(
     if !inode.verify_checksum(geometry, nr) {
         return Err(Corrupt::InodeChecksum { inode: nr }.into());
     }
+    Ok(LogArea::new(data_runs(&cache, geometry, nr, &inode)?))
+}
+
+/// Where the orphan file's blocks lie.
+fn orphan_file_runs(volume: &Volume) -> Result<Vec<Run>> {
+    let Some(nr) = volume.geometry.orphan_file_inode else {
+        return Ok(Vec::new());
+    };
+    let (block, offset) = volume.allocator.inode_block(nr)?;
+    let table = volume.cache.get(block)?;
+    let end = offset + volume.geometry.inode_size as usize;
+    let inode = InodeBytes::new(table.read()[offset..end].to_vec());
+    data_runs(&volume.cache, &volume.geometry, nr, &inode)
+}
+
+/// Where the blocks of one of the volume's own files lie.
+fn data_runs(
+    cache: &BufferCache,
+    geometry: &Geometry,
+    nr: InodeNr,
+    inode: &InodeBytes<Vec<u8>>,
+) -> Result<Vec<Run>> {
     let mut runs: Vec<Run> = Vec::new();
     let mut visit = |extent: crate::extent::Extent| {
         runs.push(Run {
@@ -294,15 +316,15 @@ fn journal_area(
     };
     let root = inode.block_area();
     if inode.flags().contains(InodeFlags::EXTENTS) {
-        ExtentTree::new(&cache, geometry, nr, inode.generation()).for_each(
+        ExtentTree::new(cache, geometry, nr, inode.generation()).for_each(
             root,
             LogicalBlock(0),
             &mut visit,
         )?;
     } else {
-        IndirectMap::new(&cache, geometry, nr).for_each(root, LogicalBlock(0), &mut visit)?;
+        IndirectMap::new(cache, geometry, nr).for_each(root, LogicalBlock(0), &mut visit)?;
     }
-    Ok(LogArea::new(runs))
+    Ok(runs)
 }
 
 /// Notes in the superblock that the image is in use: recovery is needed from here on.
@@ -332,6 +354,14 @@ fn clear_recover(device: &dyn BlockDevice) -> Result<()> {
     let mut superblock = read_superblock(device)?;
     let incompat = superblock.incompat() - Incompat::RECOVER;
     superblock.s_feature_incompat.set(incompat.bits());
+    write_superblock(device, &mut superblock)
+}
+
+/// Notes that errors were found.
+pub(super) fn mark_error(device: &dyn BlockDevice) -> Result<()> {
+    let mut superblock = read_superblock(device)?;
+    let state = superblock.s_state.get() | STATE_ERROR;
+    superblock.s_state.set(state);
     write_superblock(device, &mut superblock)
 }
 

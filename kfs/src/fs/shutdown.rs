@@ -1,10 +1,10 @@
 //! Sync and close: everything durable, and the image marked clean.
 
 use super::Filesystem;
-use super::mount::{read_superblock, write_superblock};
+use super::mount::{mark_error, read_superblock, write_superblock};
 use crate::error::{Error, ReadOnlyReason, Result};
 use crate::inode::Inode;
-use crate::layout::superblock::{STATE_ERROR, STATE_VALID};
+use crate::layout::superblock::STATE_VALID;
 use crate::layout::{Compat, Incompat, RawSuperblock, RoCompat};
 use std::sync::Arc;
 
@@ -63,8 +63,8 @@ impl Filesystem {
         }
         self.update_counts()?;
         let journal = &self.volume.journal;
-        journal.commit_all()?;
-        // Nobody gets a handle from here on.
+        // Nobody gets a handle from here on; the commit waits for those who have one.
+        journal.close();
         self.volume.set_read_only(ReadOnlyReason::Closed);
         journal.commit_all()?;
         journal.checkpoint()?;
@@ -89,16 +89,14 @@ impl Filesystem {
         })
     }
 
-    /// After an abort: leaves the journal for recovery and tells e2fsck that it is wanted.
+    /// After an abort: leaves the journal for recovery and tells e2fsck that it is wanted. In the
+    /// journal, too, as its recovery may bring an older superblock back.
     fn mark_error(&self) -> Result<()> {
         if self.volume.device().is_read_only() {
             return Ok(());
         }
-        let mut superblock = read_superblock(&**self.volume.device())?;
-        superblock
-            .s_state
-            .set(superblock.s_state.get() | STATE_ERROR);
-        write_superblock(&**self.volume.device(), &mut superblock)
+        let noted = self.volume.journal.record_error();
+        mark_error(&**self.volume.device()).and(noted)
     }
 
     /// Drops references of clients; an inode without names goes with the last one.

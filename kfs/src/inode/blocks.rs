@@ -10,6 +10,10 @@ use crate::ids::{BlockNr, LogicalBlock, Run};
 use crate::layout::inode::{InodeFlags, S_IFDIR, S_IFMT};
 use crate::storage::Handle;
 use crate::volume::Volume;
+use std::ops::ControlFlow;
+
+/// Blocks of a directory that are freed in one step.
+const DIRECTORY_STEP: u32 = 2048;
 
 impl Inode {
     /// Where up to `len` blocks from `logical` on are, as far as they are of one kind and
@@ -73,8 +77,17 @@ impl Inode {
         Ok(volume.geometry.group_first_block(group))
     }
 
-    /// Credits for one insert into the tree.
+    /// Levels of the tree below its root.
+    pub(crate) fn tree_depth(&self, volume: &Volume) -> Result<u32> {
+        let state = self.state();
+        self.tree(volume).depth(state.fields().block_area())
+    }
+
+    /// Credits for one insert into the tree; a block map takes none.
     pub(crate) fn insert_credits(&self, volume: &Volume) -> Result<u32> {
+        if self.check_extents().is_err() {
+            return Ok(0);
+        }
         let state = self.state();
         self.tree(volume).step_credits(state.fields().block_area())
     }
@@ -102,6 +115,13 @@ impl Inode {
         first: u64,
         end: u64,
     ) -> Result<Removal> {
+        if self.check_extents().is_err() {
+            return if end >= LOGICAL_END {
+                self.trim_blocks(volume, handle, first)
+            } else {
+                Err(Error::NotSupported)
+            };
+        }
         let last = end.min(LOGICAL_END).saturating_sub(1);
         let (Ok(first), Ok(last)) = (u32::try_from(first), u32::try_from(last)) else {
             return Ok(Removal::Done);
@@ -109,7 +129,8 @@ impl Inode {
         if first > last {
             return Ok(Removal::Done);
         }
-        let (first, last) = (LogicalBlock(first), LogicalBlock(last));
+        let (first, whole) = (LogicalBlock(first), LogicalBlock(last));
+        let last = self.last_of_step(volume, first, whole)?;
         self.update(volume, handle, |state, handle| {
             let area = state.fields_mut().block_area_mut();
             let nodes = &*volume.allocator;
@@ -123,7 +144,7 @@ impl Inode {
             }
             state.mark_data_changed(handle);
             state.add_blocks(volume, removed.progress.nodes.net() - blocks)?;
-            Ok(if removed.progress.next.is_some() {
+            Ok(if removed.progress.next.is_some() || last < whole {
                 Removal::More
             } else {
                 Removal::Done
@@ -131,31 +152,54 @@ impl Inode {
         })
     }
 
-    /// Frees all blocks of an ext2 block map at once.
-    ///
-    /// # Errors
-    /// `Corrupt`, `Io`.
-    pub(crate) fn remove_indirect(&self, volume: &Volume, handle: &mut Handle<'_>) -> Result<()> {
+    /// Where a step that removes blocks up to `last` has to stop: each block of a directory is
+    /// revoked in the journal, which credits do not count.
+    fn last_of_step(
+        &self,
+        volume: &Volume,
+        first: LogicalBlock,
+        last: LogicalBlock,
+    ) -> Result<LogicalBlock> {
+        let state = self.state();
+        if !is_directory(&state) {
+            return Ok(last);
+        }
+        let mut step_last = last;
+        let area = state.fields().block_area();
+        self.tree(volume).for_each(area, first, |extent| {
+            let end = extent.logical.max(first).0.saturating_add(DIRECTORY_STEP);
+            step_last = last.min(LogicalBlock(end - 1));
+            Ok(ControlFlow::Break(()))
+        })?;
+        Ok(step_last)
+    }
+
+    /// As [`Inode::remove_blocks`] to the end of a block map of ext2. Needs [`TRIM_CREDITS`] and
+    /// [`CREDITS_INODE`].
+    fn trim_blocks(&self, volume: &Volume, handle: &mut Handle<'_>, first: u64) -> Result<Removal> {
         let area = *self.state().fields().block_area();
-        let blocks = self.indirect(volume).blocks(&area)?;
+        let trim = self.indirect(volume).plan_trim(&area, first)?;
         self.update(volume, handle, |state, handle| {
             let is_metadata = is_directory(state);
-            for run in blocks.data {
+            trim.apply(state.fields_mut().block_area_mut(), handle);
+            let mut blocks = 0;
+            for &run in &trim.data {
                 forget_if(is_metadata, handle, run);
                 volume.allocator.free(handle, run)?;
+                blocks += i64::from(run.len);
             }
-            for block in blocks.nodes {
-                handle.forget(block);
-                volume.allocator.free(
-                    handle,
-                    Run {
-                        start: block,
-                        len: 1,
-                    },
-                )?;
+            for &start in &trim.nodes {
+                handle.forget(start);
+                volume.allocator.free(handle, Run { start, len: 1 })?;
+                blocks += 1;
             }
-            state.fields_mut().block_area_mut().fill(0);
-            state.fields_mut().set_blocks_512(&volume.geometry, 0)
+            state.mark_data_changed(handle);
+            state.add_blocks(volume, -blocks)
+        })?;
+        Ok(if trim.is_done {
+            Removal::Done
+        } else {
+            Removal::More
         })
     }
 }

@@ -29,9 +29,10 @@ pub use attr::{Attr, SetAttr, TimeChange};
 pub(crate) use blocks::Removal;
 pub(crate) use create::{NewInode, PlannedInode};
 pub(crate) use orphan::{CREDITS_ORPHAN, Orphans};
-use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 pub(crate) use table::InodeTable;
 
 /// Metadata blocks that a change of an inode's fields touches.
@@ -132,7 +133,27 @@ impl InodeState {
     }
 }
 
+/// How long [`Inode::lock_below`] waits.
+const LOCK_BELOW_MAX: Duration = Duration::from_secs(30);
+
 impl Inode {
+    /// Locks a directory whose parent the caller has locked.
+    ///
+    /// On a damaged volume a directory may be above *and* below another, and two callers could each
+    /// wait for the other for ever. Nobody holds such a lock for long, so one of them gives up.
+    ///
+    /// # Errors
+    /// `Busy`.
+    pub(crate) fn lock_below(&self) -> Result<RwLockWriteGuard<'_, ()>> {
+        self.io.try_write_for(LOCK_BELOW_MAX).ok_or_else(|| {
+            log::error!(
+                "inode {}: its lock is not to be had; if the device is not very slow, the directories have a loop: run e2fsck",
+                self.nr
+            );
+            Error::Busy
+        })
+    }
+
     /// Decodes an inode from the inode table.
     fn load(
         volume: &Volume,

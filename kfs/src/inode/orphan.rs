@@ -14,7 +14,7 @@ use crate::layout::{RoCompat, orphan};
 use crate::storage::{Buffer, Handle};
 use crate::volume::Volume;
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// Metadata blocks that adding or removing an orphan touches: its inode, and a block of the orphan
@@ -109,10 +109,10 @@ impl Orphans {
         state.entries.insert(inode.nr(), Entry { inode, place });
     }
 
-    /// Notes what recovery found in the list; to be called from the list's head on.
+    /// Notes what recovery found in the list; to be called from the list's end to its head.
     pub(crate) fn adopt_from_list(&self, inode: Arc<Inode>) {
         let mut state = self.state.lock();
-        state.list.insert(0, inode.nr());
+        state.list.push(inode.nr());
         state.entries.insert(
             inode.nr(),
             Entry {
@@ -253,10 +253,10 @@ pub(crate) fn read_list(
     first: InodeNr,
 ) -> Result<Vec<Arc<Inode>>> {
     let mut found: Vec<Arc<Inode>> = Vec::new();
+    let mut known = HashSet::new();
     let mut next = first;
     while next.0 != 0 {
-        let is_known = found.iter().any(|inode| inode.nr() == next);
-        if is_known || next < volume.geometry.first_inode {
+        if !known.insert(next) || next < volume.geometry.first_inode {
             return Err(Corrupt::OrphanList { inode: next }.into());
         }
         let inode = inodes.get_orphan(volume, next)?;

@@ -324,6 +324,9 @@ mod tests {
         raw.seal();
         assert!(raw.verify_checksum());
         assert_eq!(before.as_bytes()[512..], raw.as_bytes()[512..]);
-        assert!(raw.s_last_mounted[..60].ends_with(b"//\0"), "ends before the patch");
+        assert!(
+            raw.s_last_mounted[..60].ends_with(b"//\0"),
+            "ends before the patch"
+        );
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::allocator::FREE_INODE_CREDITS;
 use crate::error::Result;
+use crate::extent::LOGICAL_END;
 use crate::fs::Filesystem;
 use crate::ids::{BlockNr, Run};
 use crate::inode::{CREDITS_INODE, CREDITS_ORPHAN, Inode};
@@ -46,7 +47,7 @@ impl Filesystem {
     /// Undoes the making of an inode within the handle that made it.
     pub(super) fn discard(&self, handle: &mut Handle<'_>, inode: &Arc<Inode>) -> Result<()> {
         if has_blocks(inode) {
-            inode.remove_blocks(&self.volume, handle, 0, u64::from(u32::MAX))?;
+            inode.remove_blocks(&self.volume, handle, 0, LOGICAL_END)?;
         }
         let xattr_block = self.xattr_block(inode)?;
         self.release_xattr_block(handle, xattr_block)?;

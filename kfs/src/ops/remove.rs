@@ -62,7 +62,7 @@ impl Filesystem {
             if inode.nr() == directory.nr() {
                 return Err(Corrupt::DirectoryInItself { inode: inode.nr() }.into());
             }
-            let _child = inode.io.write();
+            let _child = inode.lock_below()?;
             if !self.directory(&inode).is_empty()? {
                 return Err(Error::NotEmpty);
             }

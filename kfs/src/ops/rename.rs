@@ -153,7 +153,7 @@ impl Filesystem {
         if crosses {
             self.check_links(new.directory)?;
         }
-        let _moved = crosses.then(|| moved.io.write());
+        let _moved = crosses.then(|| moved.lock_below()).transpose()?;
         self.volume
             .transact(self.rename_credits(old, new)?, |handle| {
                 let kind = file_type(moved.mode());
@@ -183,7 +183,7 @@ impl Filesystem {
         }
         let is_directory = target.is_directory();
         let crosses = is_directory && old.directory.nr() != new.directory.nr();
-        let _children = lock_children(crosses.then_some(moved), is_directory.then_some(target));
+        let _children = lock_children(crosses.then_some(moved), is_directory.then_some(target))?;
         if is_directory && !self.directory(target).is_empty()? {
             return Err(Error::NotEmpty);
         }
@@ -220,7 +220,7 @@ impl Filesystem {
         let _children = lock_children(
             moved_crosses.then_some(moved),
             target_crosses.then_some(target),
-        );
+        )?;
         self.volume
             .transact(self.rename_credits(old, new)?, |handle| {
                 let moved_kind = file_type(moved.mode());
@@ -306,8 +306,9 @@ fn lock_directories<'a>(
 fn lock_children<'a>(
     a: Option<&'a Arc<Inode>>,
     b: Option<&'a Arc<Inode>>,
-) -> [Option<RwLockWriteGuard<'a, ()>>; 2] {
+) -> Result<[Option<RwLockWriteGuard<'a, ()>>; 2]> {
     let mut both = [a, b];
     both.sort_by_key(|inode| inode.map(|inode| inode.nr()));
-    both.map(|inode| inode.map(|inode| inode.io.write()))
+    let lock = |inode: Option<&'a Arc<Inode>>| inode.map(|inode| inode.lock_below()).transpose();
+    Ok([lock(both[0])?, lock(both[1])?])
 }

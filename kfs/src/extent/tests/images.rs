@@ -365,17 +365,6 @@ fn block_maps_say_what_debugfs_says() {
     })
     .expect("sound");
     assert_eq!(blocks_of(&found), blocks_of(&want));
-    let mut all = map.blocks(&root).expect("sound");
-    all.nodes.sort_unstable();
-    want_nodes.sort_unstable();
-    assert_eq!(all.nodes, want_nodes);
-    let data: Vec<u64> = all
-        .data
-        .iter()
-        .flat_map(|run| run.start.0..run.end().0)
-        .collect();
-    assert_eq!(data, blocks_of(&want).into_values().collect::<Vec<_>>());
-
     let (mut at, mut mapped) = (0, BTreeMap::new());
     while at < 140_000 {
         match map.map(&root, LogicalBlock(at), 3000).expect("sound") {
@@ -393,6 +382,53 @@ fn block_maps_say_what_debugfs_says() {
     }
     assert_eq!(mapped, blocks_of(&want));
     damaged_maps(&volume, &root);
+    want_nodes.sort_unstable();
+    for first in [0, 9, 700, 131_100] {
+        trimmed_map(&image, first, &blocks_of(&want), &want_nodes);
+    }
+}
+
+/// Cuts the map at `first`: all behind it is freed, once, and all before it stays.
+fn trimmed_map(image: &Path, first: u64, want: &BTreeMap<u32, u64>, want_nodes: &[BlockNr]) {
+    let (device, geometry) = open(image);
+    let mut root = *read_inode(&device, &geometry).block_area();
+    let volume = Volume::open(device, geometry, IMAGE_NODES_START);
+    let map = IndirectMap::new(&volume.cache, &volume.geometry, INODE);
+    let (mut freed, mut nodes) = (Vec::new(), Vec::new());
+    loop {
+        let trim = map.plan_trim(&root, first).expect("sound");
+        let mut handle = volume.journal.start(TRIM_CREDITS).expect("starts");
+        trim.apply(&mut root, &mut handle);
+        freed.extend(trim.data.iter().flat_map(|run| run.start.0..run.end().0));
+        nodes.extend(trim.nodes);
+        if trim.is_done {
+            break;
+        }
+    }
+    let mut kept = Vec::new();
+    map.for_each(&root, LogicalBlock(0), |extent| {
+        kept.push(extent);
+        Ok(ControlFlow::Continue(()))
+    })
+    .expect("sound");
+    let is_before = |logical: &u32| u64::from(*logical) < first;
+    let mut before = want.clone();
+    before.retain(|logical, _| is_before(logical));
+    assert_eq!(blocks_of(&kept), before, "cut at {first}");
+    let mut behind: Vec<u64> = want
+        .iter()
+        .filter(|(logical, _)| !is_before(logical))
+        .map(|(_, physical)| *physical)
+        .collect();
+    behind.sort_unstable();
+    freed.sort_unstable();
+    assert_eq!(freed, behind, "cut at {first}");
+    nodes.sort_unstable();
+    if first == 0 {
+        assert_eq!(nodes, want_nodes);
+        assert_eq!(root, [0; 60]);
+    }
+    assert!(nodes.iter().all(|node| want_nodes.contains(node)));
 }
 
 fn blocks_of(extents: &[Extent]) -> BTreeMap<u32, u64> {
@@ -409,7 +445,7 @@ fn damaged_maps(volume: &Volume, root: &Root) {
         let mut root = *root;
         root[slot * 4..slot * 4 + 4].copy_from_slice(&u32::MAX.to_le_bytes());
         let outside = |error| matches!(error, Error::Corrupt(Corrupt::IndirectBlock { .. }));
-        assert!(map.blocks(&root).is_err_and(outside));
+        assert!(map.plan_trim(&root, 0).is_err_and(outside));
         let at = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 268, 65_804][slot];
         assert!(map.map(&root, LogicalBlock(at), 9).is_err_and(outside));
     }
@@ -425,7 +461,11 @@ fn damaged_maps(volume: &Volume, root: &Root) {
     }
     let mut root = [0; 60];
     root[56..].copy_from_slice(&50_000u32.to_le_bytes());
-    let error = map.blocks(&root).expect_err("endless");
+    let trim = map.plan_trim(&root, 0).expect("a step");
+    assert!(!trim.is_done);
+    let error = map
+        .for_each(&root, LogicalBlock(0), |_| Ok(ControlFlow::Continue(())))
+        .expect_err("endless");
     assert!(matches!(
         error,
         Error::Corrupt(Corrupt::IndirectTooLarge { .. })

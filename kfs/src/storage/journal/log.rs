@@ -29,6 +29,8 @@ pub(super) const INCOMPAT_WRITTEN: JournalIncompat = JournalIncompat::REVOKE
 
 /// Bytes of the UUID that follows the first tag of a descriptor.
 const TAG_UUID_BYTES: usize = 16;
+/// `-EIO`, as Linux notes what aborted a journal.
+const ERRNO_IO: u32 = (-5_i32).cast_unsigned();
 
 /// Where the log lies on the device: the blocks of the journal inode, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,7 +169,8 @@ impl Log {
         (self.block_size - fixed) / size_of::<RawBlockTag3>()
     }
 
-    fn revokes_per_block(&self) -> usize {
+    /// Freed blocks that one revoke block names.
+    pub(super) fn revokes_per_block(&self) -> usize {
         let fixed = size_of::<RawRevokeHeader>() + size_of::<RawBlockTail>();
         (self.block_size - fixed) / size_of::<u64>()
     }
@@ -322,6 +325,11 @@ impl LogSuperblock {
     ) -> Result<()> {
         self.raw.s_sequence.set(tid.0);
         self.raw.s_start.set(start.map_or(0, |position| position.0));
+        self.store(device, block_size)
+    }
+
+    /// Writes it as it is.
+    fn store(&mut self, device: &dyn BlockDevice, block_size: usize) -> Result<()> {
         self.raw.update_checksum();
         device
             .write_at(self.block.0 * block_size as u64, self.raw.as_bytes())
@@ -363,6 +371,19 @@ impl Journal {
         };
         self.checkpoint.reset(tid, head, len);
         self.write_superblock(tid, Some(head))
+    }
+
+    /// Notes on disk that the journal was aborted: whoever recovers it marks the volume for e2fsck.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn record_error(&self) -> Result<()> {
+        if let Some(superblock) = self.superblock.lock().as_mut() {
+            superblock.raw.s_errno.set(ERRNO_IO);
+            superblock.store(&*self.device, self.cache.block_size())?;
+            self.flush()?;
+        }
+        Ok(())
     }
 
     fn write_superblock(&self, tid: Tid, start: Option<LogPosition>) -> Result<()> {

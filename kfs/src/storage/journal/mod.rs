@@ -57,8 +57,10 @@ pub struct Journal {
     observers: RwLock<Vec<Arc<dyn CommitObserver>>>,
     pre_images: RwLock<Option<Arc<dyn PreImageSink>>>,
     aborted: AtomicBool,
-    /// Blocks that a transaction may hold.
+    /// Log blocks that a transaction may take, revokes included.
     transaction_blocks_max: u32,
+    /// Freed metadata blocks that one log block names.
+    revokes_per_block: usize,
     commits: AtomicU64,
 }
 
@@ -66,6 +68,8 @@ struct State {
     running: Running,
     /// A commit drains the running transaction: no new handles.
     draining: bool,
+    /// The volume is being closed: no new handles ever.
+    closed: bool,
     /// The newest durable transaction.
     committed: Tid,
 }
@@ -106,12 +110,14 @@ impl Journal {
         let blocks_max = log
             .as_ref()
             .map_or(TRANSACTION_BLOCKS_WITHOUT_LOG, |log| (log.len() / 4).max(1));
+        let revokes_per_block = log.as_ref().map_or(usize::MAX, Log::revokes_per_block);
         Self {
             device,
             cache,
             state: Mutex::new(State {
                 running: Running::new(first, 1),
                 draining: false,
+                closed: false,
                 committed: Tid(first.0.wrapping_sub(1)),
             }),
             changed: Condvar::new(),
@@ -122,6 +128,7 @@ impl Journal {
             pre_images: RwLock::new(None),
             aborted: AtomicBool::new(false),
             transaction_blocks_max: blocks_max,
+            revokes_per_block,
             commits: AtomicU64::new(0),
         }
     }
@@ -146,9 +153,16 @@ impl Journal {
     /// commits first when the running transaction is full.
     ///
     /// # Errors
-    /// `ReadOnly` after an abort; what a commit reports when one was needed to make room.
+    /// `ReadOnly` after an abort or [`Journal::close`]; `NoSpace` for more credits than a log of this
+    /// size gives to a transaction; what a commit reports when one was needed to make room.
     pub fn start(&self, credits: u32) -> Result<Handle<'_>> {
-        let credits = credits.min(self.transaction_blocks_max);
+        if credits > self.transaction_blocks_max {
+            ::log::warn!(
+                "an operation needs {credits} blocks of the journal, which gives {} to one: make a larger journal",
+                self.transaction_blocks_max
+            );
+            return Err(Error::NoSpace);
+        }
         loop {
             let mut state = self.state.lock();
             while state.draining && !self.is_aborted() {
@@ -159,8 +173,14 @@ impl Journal {
                     reason: ReadOnlyReason::Error,
                 });
             }
+            if state.closed {
+                return Err(Error::ReadOnly {
+                    reason: ReadOnlyReason::Closed,
+                });
+            }
             let running = &mut state.running;
-            let used = u32::try_from(running.buffers.len()).unwrap_or(u32::MAX);
+            let revokes = running.revoked.len().div_ceil(self.revokes_per_block);
+            let used = u32::try_from(running.buffers.len() + revokes).unwrap_or(u32::MAX);
             let wanted = used
                 .saturating_add(running.reserved)
                 .saturating_add(credits);
@@ -201,6 +221,11 @@ impl Journal {
         (!state.running.is_empty())
             .then(|| state.running.started.map(|s| s.elapsed()))
             .flatten()
+    }
+
+    /// Gives no more handles. Those that are open go on; a commit waits for them.
+    pub fn close(&self) {
+        self.state.lock().closed = true;
     }
 
     /// Whether the journal has stopped for good.
