@@ -30,6 +30,18 @@ pub fn recover_and_check(image: &Path) -> Result<(), String> {
     }
 }
 
+/// Lets e2fsck repair whatever it finds; then checks the result.
+///
+/// # Errors
+/// When it cannot, or the result is not clean.
+pub fn repair(image: &Path) -> Result<(), String> {
+    let output = run(&["-fy"], image)?;
+    match output.status.code() {
+        Some(0 | 1) => check(image),
+        _ => Err(text(&output)),
+    }
+}
+
 fn run(options: &[&str], image: &Path) -> Result<Output, String> {
     Command::new("e2fsck")
         .args(options)

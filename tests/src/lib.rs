@@ -2,5 +2,7 @@
 
 pub mod e2fsprogs;
 pub mod guest;
+pub mod operations;
+pub mod power_cut;
 pub mod tree;
 pub mod workload;

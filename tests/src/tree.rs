@@ -1,6 +1,6 @@
 //! A picture of a whole volume, to be compared with another.
 
-use kfs::{Filesystem, Inode, Result, SliceSink};
+use kfs::{Error, Filesystem, Inode, Result, SliceSink};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::ops::ControlFlow;
@@ -17,8 +17,29 @@ const S_IFLNK: u16 = 0o120_000;
 /// # Errors
 /// What the file system reports.
 pub fn picture(fs: &Filesystem) -> Result<BTreeMap<String, String>> {
+    picture_of(fs, "")
+}
+
+/// The same of one file or directory and what is below it; nothing when it is not there. `path`
+/// begins with a slash, or is empty for all of the volume.
+///
+/// # Errors
+/// What the file system reports.
+pub fn picture_of(fs: &Filesystem, path: &str) -> Result<BTreeMap<String, String>> {
     let mut picture = BTreeMap::new();
-    walk(fs, &fs.root()?, "", &mut picture)?;
+    let mut inode = fs.root()?;
+    for name in path.split('/').skip(1) {
+        inode = match fs.lookup(&inode, name.as_bytes()) {
+            Err(Error::NotFound) => return Ok(picture),
+            found => found?,
+        };
+    }
+    if !path.is_empty() {
+        picture.insert(path.into(), describe(fs, &inode)?);
+    }
+    if inode.is_directory() {
+        walk(fs, &inode, path, &mut picture)?;
+    }
     Ok(picture)
 }
 

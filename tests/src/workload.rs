@@ -16,6 +16,8 @@ pub struct Workload {
     random: SplitMix64,
     /// Directories and files by path; directories end with a slash.
     names: Vec<String>,
+    /// Where it works: empty for the root, else with a slash at the end.
+    home: String,
     next: u32,
 }
 
@@ -23,7 +25,15 @@ impl Workload {
     /// A workload on an empty volume.
     #[must_use]
     pub fn new(fs: Arc<Filesystem>, seed: u64) -> Self {
+        Self::within(fs, "", seed)
+    }
+
+    /// A workload in an empty directory: its path without a slash at the beginning, with one at the
+    /// end.
+    #[must_use]
+    pub fn within(fs: Arc<Filesystem>, home: &str, seed: u64) -> Self {
         Self {
+            home: home.into(),
             fs,
             random: SplitMix64::new(seed),
             names: Vec::new(),
@@ -60,7 +70,7 @@ impl Workload {
     }
 
     fn new_path(&mut self) -> String {
-        let parent = self.any(true).unwrap_or_default();
+        let parent = self.any(true).unwrap_or_else(|| self.home.clone());
         self.next += 1;
         let filler = "x".repeat(self.below(60));
         format!("{parent}n{}{filler}", self.next)
@@ -152,6 +162,11 @@ impl Workload {
                 other => other?,
             }
         } else {
+            if self.below(3) == 0 {
+                // Still open: an orphan until the volume is closed.
+                let inode = self.fs.lookup(&directory, name.as_bytes())?;
+                self.fs.acquire(&inode, 1);
+            }
             self.fs.unlink(&directory, name.as_bytes())?;
         }
         self.names.retain(|other| *other != path);

@@ -14,7 +14,7 @@ mod status;
 pub(crate) use directory::InodeBlocks;
 pub use mount::read_superblock;
 pub use options::MountOptions;
-pub use status::{SpaceStatus, Status};
+pub use status::{RecoveryStatus, SpaceStatus, Status};
 
 use crate::corrupt::Corrupt;
 use crate::error::{Error, Result};
@@ -38,6 +38,7 @@ pub struct Filesystem {
     label: Vec<u8>,
     /// Whether the image was marked clean when it was opened.
     was_clean: bool,
+    recovery: RecoveryStatus,
     /// Blocks of fixed metadata.
     overhead_blocks: u64,
 }

@@ -1,6 +1,6 @@
 //! Opening a volume: superblock, features, recovery, layers, orphans.
 
-use super::{Committer, Filesystem, MountOptions};
+use super::{Committer, Filesystem, MountOptions, RecoveryStatus};
 use crate::allocator::Allocator;
 use crate::checksum::inode_seed;
 use crate::corrupt::Corrupt;
@@ -36,7 +36,8 @@ impl Filesystem {
         let access = features::check(&superblock)?;
         let geometry = check_geometry(&superblock, &*device)?;
         let read_only = read_only_reason(&options, access, &geometry, &*device);
-        let log = open_log(&device, &geometry, read_only)?;
+        let mut recovery = RecoveryStatus::default();
+        let log = open_log(&device, &geometry, read_only, &mut recovery)?;
         if log.is_some() {
             // The replayed journal may have held the superblock.
             superblock = read_superblock(&*device)?;
@@ -52,7 +53,7 @@ impl Filesystem {
         protected.extend(orphan_file_runs(&volume)?);
         volume.allocator.protect(&protected);
         let label = superblock.label().to_vec();
-        let fs = Self {
+        let mut fs = Self {
             volume: Arc::new(volume),
             inodes: InodeTable::default(),
             orphans: Orphans::default(),
@@ -60,12 +61,13 @@ impl Filesystem {
             committer: Mutex::new(None),
             label,
             was_clean,
+            recovery,
             overhead_blocks: overhead_blocks(&geometry),
         };
         fs.root()?;
         if read_only.is_none() {
             fs.volume.journal.mark_in_use()?;
-            fs.finish_orphans(&superblock)?;
+            fs.recovery.orphans = fs.finish_orphans(&superblock)?;
             if let Some(interval) = options.commit_interval {
                 let started = Committer::start(Arc::clone(&fs.volume), interval);
                 *fs.committer.lock() = Some(started.map_err(|source| Error::Device {
@@ -77,8 +79,8 @@ impl Filesystem {
         Ok(Arc::new(fs))
     }
 
-    /// Deletes inodes without names and finishes truncates that a crash interrupted.
-    fn finish_orphans(&self, superblock: &RawSuperblock) -> Result<()> {
+    /// Deletes inodes without names and finishes truncates that a crash interrupted. Returns how many.
+    fn finish_orphans(&self, superblock: &RawSuperblock) -> Result<u32> {
         let mut orphans = Vec::new();
         if let Some(nr) = self.volume.geometry.orphan_file_inode {
             orphans.extend(self.load_orphan_file(nr)?);
@@ -89,8 +91,9 @@ impl Filesystem {
             self.orphans.adopt_from_list(Arc::clone(inode));
         }
         orphans.extend(listed);
-        if !orphans.is_empty() {
-            log::info!("finishing what {} orphan inodes need", orphans.len());
+        let count = u32::try_from(orphans.len()).unwrap_or(u32::MAX);
+        if count > 0 {
+            log::info!("finishing what {count} orphan inodes need");
         }
         for inode in orphans {
             let links = inode.state().fields().links_count();
@@ -106,7 +109,7 @@ impl Filesystem {
                     })?;
             }
         }
-        Ok(())
+        Ok(count)
     }
 
     fn load_orphan_file(&self, nr: InodeNr) -> Result<Vec<Arc<crate::inode::Inode>>> {
@@ -207,6 +210,7 @@ fn open_log(
     device: &Arc<dyn BlockDevice>,
     geometry: &Geometry,
     read_only: Option<ReadOnlyReason>,
+    recovery: &mut RecoveryStatus,
 ) -> Result<Option<LogOptions>> {
     let is_dirty = geometry.incompat.contains(Incompat::RECOVER);
     let Some(nr) = geometry
@@ -237,6 +241,8 @@ fn open_log(
     };
     let mut log = recovered.log;
     if is_dirty {
+        recovery.transactions = recovered.transactions;
+        recovery.blocks = recovered.blocks;
         log::info!(
             "recovered the journal: {} transactions, {} blocks",
             recovered.transactions,

@@ -24,6 +24,17 @@ pub struct SpaceStatus {
     pub fsid: u64,
 }
 
+/// What opening the volume had to finish.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RecoveryStatus {
+    /// Transactions replayed from the journal.
+    pub transactions: u32,
+    /// Blocks that the replay wrote.
+    pub blocks: u64,
+    /// Inodes deleted or truncated that a crash had interrupted.
+    pub orphans: u32,
+}
+
 /// State of the volume.
 #[derive(Clone, Debug)]
 pub struct Status {
@@ -39,6 +50,8 @@ pub struct Status {
     pub read_only: Option<ReadOnlyReason>,
     /// The journal.
     pub journal: JournalStatistics,
+    /// What opening had to finish.
+    pub recovery: RecoveryStatus,
     /// The buffer cache.
     pub cache: CacheStatistics,
     /// Inodes in memory.
@@ -79,6 +92,7 @@ impl Filesystem {
             features: features::names(&self.volume.superblock()),
             read_only: self.volume.read_only(),
             journal: self.volume.journal.statistics(),
+            recovery: self.recovery,
             cache: self.volume.cache.statistics(),
             inodes_in_memory: self.inodes.in_memory().len() as u64,
         }

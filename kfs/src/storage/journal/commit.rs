@@ -121,6 +121,10 @@ impl Journal {
         self.flush()?;
         log.write_commit(&*self.device, frozen.tid)?;
         self.flush()?;
+        self.log_blocks_written
+            .fetch_add(needed.into(), Ordering::Relaxed);
+        self.blocks_revoked
+            .fetch_add(frozen.revoked.len() as u64, Ordering::Relaxed);
         self.checkpoint.committed(frozen, start, needed, log.head());
         Ok(())
     }

@@ -62,6 +62,8 @@ pub struct Journal {
     /// Freed metadata blocks that one log block names.
     revokes_per_block: usize,
     commits: AtomicU64,
+    log_blocks_written: AtomicU64,
+    blocks_revoked: AtomicU64,
 }
 
 struct State {
@@ -91,6 +93,10 @@ pub struct JournalStatistics {
     pub checkpoint_blocks: u32,
     /// Commits since the volume was opened.
     pub commits: u64,
+    /// Blocks written to the log since then.
+    pub log_blocks_written: u64,
+    /// Freed metadata blocks that commits revoked since then.
+    pub blocks_revoked: u64,
     /// Whether the journal was aborted.
     pub aborted: bool,
 }
@@ -130,6 +136,8 @@ impl Journal {
             transaction_blocks_max: blocks_max,
             revokes_per_block,
             commits: AtomicU64::new(0),
+            log_blocks_written: AtomicU64::new(0),
+            blocks_revoked: AtomicU64::new(0),
         }
     }
 
@@ -262,6 +270,8 @@ impl Journal {
             running_blocks: u32::try_from(state.running.buffers.len()).unwrap_or(u32::MAX),
             checkpoint_blocks,
             commits: self.commits.load(Ordering::Relaxed),
+            log_blocks_written: self.log_blocks_written.load(Ordering::Relaxed),
+            blocks_revoked: self.blocks_revoked.load(Ordering::Relaxed),
             aborted: self.is_aborted(),
         }
     }
