@@ -190,6 +190,14 @@ pub enum Corrupt {
         /// Length of the value.
         size: u32,
     },
+    /// The stored hash of an attribute is not that of its name and value.
+    #[error("inode {inode}: attribute '{name}' has a wrong hash")]
+    XattrHash {
+        /// The inode.
+        inode: InodeNr,
+        /// The name without its prefix, escaped.
+        name: String,
+    },
     /// Two attributes claim the same bytes for their values.
     #[error("inode {inode}: attribute values overlap at {offset}")]
     XattrValuesOverlap {

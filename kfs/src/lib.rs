@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod allocator;
+pub mod check;
 pub mod checksum;
 mod corrupt;
 pub mod dir;

@@ -34,4 +34,13 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Check an image that nobody uses, and change nothing
+    ///
+    /// Exit status: 0 nothing is wrong, 4 the image is damaged, 8 it could not be checked. An
+    /// image whose journal must be replayed is checked as it will be after that.
+    Check {
+        /// Print the report as one JSON object
+        #[arg(long)]
+        json: bool,
+    },
 }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod check;
 mod image;
 mod render;
 
@@ -14,8 +15,13 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
-    match run(&Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+    let cli = Cli::parse();
+    let status_of_failure = match cli.command {
+        Command::Status { .. } => ExitCode::FAILURE,
+        Command::Check { .. } => ExitCode::from(check::EXIT_OPERATIONAL),
+    };
+    match run(&cli) {
+        Ok(status) => status,
         Err(error) => {
             eprintln!("kfsctl: {error:#}");
             if let Some(ClientError::Refused(refused)) = error.downcast_ref()
@@ -23,14 +29,18 @@ fn main() -> ExitCode {
             {
                 eprintln!("kfsctl: {}", refused.hint);
             }
-            ExitCode::FAILURE
+            status_of_failure
         }
     }
 }
 
-fn run(cli: &Cli) -> anyhow::Result<()> {
+fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
-        Command::Status { json } => show(&status(cli)?, json),
+        Command::Status { json } => {
+            show(&status(cli)?, json)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Check { json } => check::run(&cli.target, json),
     }
 }
 
@@ -53,6 +63,10 @@ fn show(status: &Status, json: bool) -> anyhow::Result<()> {
     } else {
         render::status(status)
     };
+    print(&text)
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
     match std::io::stdout().write_all(text.as_bytes()) {
         // `kfsctl status | head -1` is no failure.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),

@@ -197,3 +197,64 @@ fn what_is_no_image_is_told_so() {
     let both = ["--image", "x", "--socket", "y", "status"];
     assert!(!kfsctl(directory.path(), &both).status.success());
 }
+
+/// An image by mke2fs in a directory of its own.
+fn image(directory: &Path) -> std::path::PathBuf {
+    let path = directory.join("image");
+    let made = Command::new("mke2fs")
+        .args(["-q", "-t", "ext4", "-b", "1024"])
+        .arg(&path)
+        .arg("4M")
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    path
+}
+
+fn check(path: &Path, options: &[&str]) -> (Option<i32>, String, String) {
+    let image = path.to_str().unwrap();
+    let args = [&["--image", image, "check"], options].concat();
+    let output = kfsctl(path.parent().unwrap(), &args);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (
+        output.status.code(),
+        text(&output.stdout),
+        text(&output.stderr),
+    )
+}
+
+#[test]
+fn a_check_tells_sound_from_damaged() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = image(directory.path());
+    let (status, out, err) = check(&path, &[]);
+    assert_eq!(status, Some(0), "{out}{err}");
+    assert!(out.ends_with("image: clean\n"), "{out}");
+    // The count of free inodes in the superblock, and with it the superblock's checksum.
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[1024 + 16] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    let (status, out, _) = check(&path, &[]);
+    assert_eq!(status, Some(4), "{out}");
+    assert!(out.ends_with("image: damaged: 2 errors\n"), "{out}");
+    let (status, out, _) = check(&path, &["--json"]);
+    assert_eq!(status, Some(4), "{out}");
+    assert!(
+        out.contains(r#""verdict":"damaged""#) && out.contains(r#""kind":"counters""#),
+        "{out}"
+    );
+}
+
+#[test]
+fn a_check_that_cannot_be_done_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("image");
+    std::fs::write(&path, vec![0; 1 << 20]).unwrap();
+    let (status, out, err) = check(&path, &[]);
+    assert_eq!(status, Some(8), "{out}{err}");
+    assert!(err.contains("not an ext2/3/4 file system"), "{err}");
+    let output = kfsctl(directory.path(), &["check"]);
+    assert_eq!(output.status.code(), Some(8));
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(err.contains("stop the kfsd"), "{err}");
+}

@@ -31,18 +31,18 @@ impl NewEntry<'_> {
 
 /// An entry found in a block.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct EntryRef<'b> {
-    pub(super) offset: usize,
-    pub(super) rec_len: usize,
+pub(crate) struct EntryRef<'b> {
+    pub(crate) offset: usize,
+    pub(crate) rec_len: usize,
     /// 0 for an unused record.
-    pub(super) inode: u32,
-    pub(super) file_type: u8,
+    pub(crate) inode: u32,
+    pub(crate) file_type: u8,
     /// Empty for an unused record.
-    pub(super) name: &'b [u8],
+    pub(crate) name: &'b [u8],
 }
 
 impl<'b> EntryRef<'b> {
-    pub(super) fn is_used(&self) -> bool {
+    pub(crate) fn is_used(&self) -> bool {
         self.inode != 0
     }
 
@@ -66,7 +66,7 @@ impl<'b> EntryRef<'b> {
 }
 
 /// Walks the records of a block, checking each before it moves on.
-pub(super) struct Entries<'b> {
+pub(crate) struct Entries<'b> {
     bytes: &'b [u8],
     offset: usize,
     block_size: u32,
@@ -76,12 +76,12 @@ pub(super) struct Entries<'b> {
 
 impl<'b> Entries<'b> {
     /// The entries of a block of the directory that ends in a checksum tail if the volume has them.
-    pub(super) fn of_leaf(format: &DirectoryFormat, block: LogicalBlock, bytes: &'b [u8]) -> Self {
+    pub(crate) fn of_leaf(format: &DirectoryFormat, block: LogicalBlock, bytes: &'b [u8]) -> Self {
         Self::new(format, block, &bytes[..format.leaf_len().min(bytes.len())])
     }
 
     /// The entries of a hash tree's root, whose records span the whole block.
-    pub(super) fn of_root(format: &DirectoryFormat, bytes: &'b [u8]) -> Self {
+    pub(crate) fn of_root(format: &DirectoryFormat, bytes: &'b [u8]) -> Self {
         Self::new(format, LogicalBlock(0), bytes)
     }
 
@@ -305,7 +305,7 @@ pub(super) fn pack<'n>(
 
 /// Inodes of `.` and `..`, which must be the first records of a directory's first block; of a
 /// linear one or of a root alike.
-pub(super) fn dots(format: &DirectoryFormat, bytes: &[u8]) -> Result<(InodeNr, InodeNr)> {
+pub(crate) fn dots(format: &DirectoryFormat, bytes: &[u8]) -> Result<(InodeNr, InodeNr)> {
     let mut entries = Entries::of_root(format, bytes);
     let mut next = |name: &[u8]| match entries.next() {
         Some(Ok(entry)) if entry.name == name => Ok(InodeNr(entry.inode)),

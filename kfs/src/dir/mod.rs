@@ -14,10 +14,10 @@
 //! change plans first: whatever can fail (reads, checks, space) comes before the first write access.
 //! Checksums are verified once per read of a block and stored at the end of each change.
 
-mod block;
+pub(crate) mod block;
 mod check;
 mod hash;
-mod htree;
+pub(crate) mod htree;
 mod iter;
 mod linear;
 mod name;

@@ -34,4 +34,5 @@ mod tests;
 pub use block::{Applied, BlockChange, CREDITS, XattrBlock};
 pub use name::XattrName;
 pub use plan::{Plan, SetMode};
+pub(crate) use region::audit as audit_region;
 pub use set::{XattrSet, XattrValue};

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::ids::InodeNr;
 use crate::layout::xattr::{
     INDEX_ACL_ACCESS, INDEX_ACL_DEFAULT, INDEX_SECURITY, INDEX_TRUSTED, INDEX_USER, RawXattrEntry,
-    XATTR_ALIGN, XATTR_ENTRY_SIZE, entry_hash, entry_size, value_size,
+    XATTR_ALIGN, XATTR_ENTRY_SIZE, entry_hash, entry_hash_signed, entry_size, value_size,
 };
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, IntoBytes};
@@ -105,6 +105,37 @@ pub(super) fn parse(inode: InodeNr, region: &[u8], first: usize) -> Result<Vec<E
         return Err(Corrupt::XattrValuesOverlap { inode, offset }.into());
     }
     Ok(entries)
+}
+
+/// Checks a region as strictly as the format has it, beyond what reading needs: hashes, and places
+/// also of empty values. `must_hash` says that every entry has a hash, as in blocks.
+///
+/// # Errors
+/// [`Corrupt`] variants named `Xattr…`.
+pub(crate) fn audit(inode: InodeNr, region: &[u8], first: usize, must_hash: bool) -> Result<()> {
+    let entries = parse(inode, region, first)?;
+    let (raw, _) = walk(inode, region, first)?;
+    for (entry, (raw, name)) in entries.iter().zip(raw) {
+        let size = raw.e_value_size.get();
+        let offset = usize::from(raw.e_value_offs.get());
+        if raw.e_value_inum.get() != 0 || offset > region.len() {
+            return Err(Corrupt::XattrValueOutside {
+                inode,
+                offset,
+                size,
+            }
+            .into());
+        }
+        let found = raw.e_hash.get();
+        let is_right = found == entry_hash(name, entry.bytes())
+            || found == entry_hash_signed(name, entry.bytes())
+            || !must_hash && found == 0;
+        if !is_right {
+            let name = name.escape_ascii().to_string();
+            return Err(Corrupt::XattrHash { inode, name }.into());
+        }
+    }
+    Ok(())
 }
 
 /// Raw entries with their names, and the offset after the terminator.

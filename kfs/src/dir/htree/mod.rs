@@ -17,7 +17,7 @@ use zerocopy::{FromBytes, IntoBytes};
 const BLOCK_MASK: u32 = 0x0fff_ffff;
 
 /// The entries of an index block.
-pub(super) struct Index<'b> {
+pub(crate) struct Index<'b> {
     /// As many as are in use. The hash of the first is no hash but limit and count.
     entries: &'b [RawDxEntry],
     limit: usize,
@@ -25,7 +25,7 @@ pub(super) struct Index<'b> {
 
 impl<'b> Index<'b> {
     /// Checks limit and count; as error it tells them.
-    pub(super) fn parse(
+    pub(crate) fn parse(
         bytes: &'b [u8],
         entries_offset: usize,
         fits: u16,
@@ -44,7 +44,7 @@ impl<'b> Index<'b> {
         })
     }
 
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.entries.len()
     }
 
@@ -53,7 +53,7 @@ impl<'b> Index<'b> {
     }
 
     /// Hash of an entry, with the bit of continuation; 0 of the first.
-    pub(super) fn hash(&self, at: usize) -> u32 {
+    pub(crate) fn hash(&self, at: usize) -> u32 {
         if at == 0 {
             0
         } else {
@@ -62,7 +62,7 @@ impl<'b> Index<'b> {
     }
 
     /// Block of an entry within the directory.
-    pub(super) fn child(&self, at: usize) -> u32 {
+    pub(crate) fn child(&self, at: usize) -> u32 {
         self.entries[at].block.get() & BLOCK_MASK
     }
 
@@ -71,7 +71,7 @@ impl<'b> Index<'b> {
         self.entries[1..].partition_point(|entry| entry.hash.get() <= hash)
     }
 
-    pub(super) fn is_sorted(&self) -> bool {
+    pub(crate) fn is_sorted(&self) -> bool {
         self.entries[1..].is_sorted_by_key(|entry| entry.hash.get())
     }
 }

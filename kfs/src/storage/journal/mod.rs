@@ -34,7 +34,7 @@ use kfs_disk::BlockDevice;
 use log::{Log, LogSuperblock};
 pub use log::{LogArea, LogOptions};
 use parking_lot::{Condvar, Mutex, RwLock};
-pub use recovery::{Recovered, attach, recover, reset_log};
+pub use recovery::{Recovered, attach, inspect, recover, reset_log};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};

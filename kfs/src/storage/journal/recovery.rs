@@ -110,6 +110,20 @@ pub fn attach(
     })
 }
 
+/// The log's superblock, checked as recovery checks it.
+///
+/// # Errors
+/// As [`recover`].
+pub fn inspect(
+    device: &dyn BlockDevice,
+    area: LogArea,
+    block_size: u32,
+    blocks_count: u64,
+) -> Result<RawJournalSuperblock> {
+    let reader = LogReader::open(device, area, block_size as usize, blocks_count)?;
+    Ok(reader.superblock)
+}
+
 /// Writes the log's superblock as kfs uses the log from here on: empty, with kfs's features.
 ///
 /// # Errors
