@@ -27,7 +27,9 @@ pub use error::{Error, IoOp, ReadOnlyReason, Result};
 pub use file::{
     DataSink, DataSource, SeekTarget, SliceSink, SliceSource, SpaceChange, WriteOptions,
 };
-pub use fs::{Filesystem, MountOptions, RecoveryStatus, SpaceStatus, Status, read_superblock};
+pub use fs::{
+    ErrorsPolicy, Filesystem, MountOptions, RecoveryStatus, SpaceStatus, Status, read_superblock,
+};
 pub use ids::{BlockNr, GroupNr, InodeNr, LogicalBlock, Run, Tid};
 pub use inode::{Attr, Inode, SetAttr, TimeChange};
 pub use layout::{Access, FileType, Geometry, InodeFlags};

@@ -83,6 +83,7 @@ fn read(device: &dyn BlockDevice, path: &Path) -> anyhow::Result<VolumeStatus> {
             format!("kfs can only read volumes with {names}")
         }),
         state: Some(state(superblock)),
+        errors_found: Some(superblock.s_error_count.get().into()),
         label: Some(text(&superblock.s_volume_name)),
         uuid: Some(uuid::Uuid::from_bytes(superblock.s_uuid).to_string()),
         space: Some(Space {

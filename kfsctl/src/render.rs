@@ -67,7 +67,10 @@ fn volume(page: &mut Page, volume: &VolumeStatus) {
             VolumeState::HasErrors => "has errors; e2fsck is due",
             VolumeState::Unknown => "unknown",
         };
-        page.line("state", text);
+        match volume.errors_found {
+            Some(count) if count > 0 => page.line("state", format!("{text} ({count} found)")),
+            _ => page.line("state", text),
+        }
     }
     if let Some(name) = volume.label.as_deref().filter(|name| !name.is_empty()) {
         page.line("label", safe(name));

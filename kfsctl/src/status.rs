@@ -47,6 +47,9 @@ pub struct VolumeStatus {
     /// Whether the image is whole; for an image that is served, as it would be after a crash.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<VolumeState>,
+    /// Errors on record in the image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub errors_found: Option<u64>,
     /// Label of the file system.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,

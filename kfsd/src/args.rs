@@ -78,6 +78,10 @@ pub struct Args {
     #[arg(long, help_heading = "Behaviour")]
     pub no_readdirplus: bool,
 
+    /// What to do when the image turns out to be damaged; the default is in the image (tune2fs -e)
+    #[arg(long, value_name = "MODE", help_heading = "Behaviour of --image")]
+    pub errors: Option<ErrorsArg>,
+
     /// Serve extended attributes of the directory
     #[arg(long, help_heading = "Behaviour of --shared-dir")]
     pub xattr: bool,
@@ -209,6 +213,15 @@ pub enum CacheArg {
     Never,
     /// Names and attributes, no data
     Metadata,
+}
+
+/// What to do about a damaged image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ErrorsArg {
+    /// Fail what needs the damaged part, and go on
+    Continue,
+    /// Take no more changes
+    RemountRo,
 }
 
 /// How the daemon confines itself.

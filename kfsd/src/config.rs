@@ -1,9 +1,10 @@
 //! What the daemon is to do, checked: the only place where options are judged against each other
 //! and against the files they name.
 
-use crate::args::{Args, CacheArg, FileHandlesArg, LevelArg, SandboxArg, SeccompArg};
+use crate::args::{Args, CacheArg, ErrorsArg, FileHandlesArg, LevelArg, SandboxArg, SeccompArg};
 use crate::legacy_options::{self, LegacyOptions};
 use crate::transport::{MountOptions, OptionError};
+use kfs::ErrorsPolicy;
 use rustix::thread::CapabilitySet;
 use std::path::{Path, PathBuf};
 
@@ -263,6 +264,8 @@ pub struct Config {
     pub readdirplus: bool,
     /// How long names and attributes hold, where `-o timeout=` says so.
     pub timeout: Option<std::time::Duration>,
+    /// What to do about a damaged image.
+    pub errors: ErrorsPolicy,
     /// For a host directory.
     pub shared_dir: SharedDirOptions,
     /// Open files; `None`: as many as the system allows.
@@ -327,12 +330,28 @@ impl TryFrom<Args> for Config {
             writeback: args.writeback,
             readdirplus: !args.no_readdirplus,
             timeout: legacy.timeout,
+            errors: errors_policy(args.errors, args.image.as_ref())?,
             shared_dir,
             open_files: args.rlimit_nofile,
             control: control_socket(args.control_socket)?,
             source,
             remarks,
         })
+    }
+}
+
+fn errors_policy(
+    errors: Option<ErrorsArg>,
+    image: Option<&PathBuf>,
+) -> Result<ErrorsPolicy, ConfigError> {
+    match errors {
+        Some(_) if image.is_none() => Err(ConfigError::Needs {
+            option: "--errors".into(),
+            needs: "--image",
+        }),
+        Some(ErrorsArg::Continue) => Ok(ErrorsPolicy::Continue),
+        Some(ErrorsArg::RemountRo) => Ok(ErrorsPolicy::RemountReadOnly),
+        None => Ok(ErrorsPolicy::Default),
     }
 }
 
@@ -355,6 +374,7 @@ fn apply_legacy(args: &mut Args, legacy: &LegacyOptions) {
     args.cache = args.cache.or(legacy.cache);
     args.sandbox = args.sandbox.or(legacy.sandbox);
     args.log_level = args.log_level.or(legacy.log_level);
+    args.errors = args.errors.or(legacy.errors);
     args.xattr |= legacy.xattr == Some(true);
     args.posix_acl |= legacy.posix_acl == Some(true);
     args.writeback |= legacy.writeback == Some(true);

@@ -138,6 +138,7 @@ fn open_volume(config: &Config) -> Result<Arc<dyn Volume>, VolumeError> {
             writeback: config.writeback,
             readdirplus: config.readdirplus,
             timeout: config.timeout,
+            errors: config.errors,
             // The owners of files are in the image, so serving it takes no privileges; mounting
             // and unmounting does.
             drop_capabilities: !config

@@ -2,7 +2,7 @@
 //!
 //! The two sets of names do not overlap, so a word says by itself which it is.
 
-use crate::args::{CacheArg, LevelArg, SandboxArg};
+use crate::args::{CacheArg, ErrorsArg, LevelArg, SandboxArg};
 use crate::config::ConfigError;
 use clap::ValueEnum;
 use std::path::PathBuf;
@@ -18,6 +18,7 @@ pub(crate) struct LegacyOptions {
     pub(crate) xattr: Option<bool>,
     pub(crate) posix_acl: Option<bool>,
     pub(crate) writeback: Option<bool>,
+    pub(crate) errors: Option<ErrorsArg>,
     pub(crate) readdirplus: Option<bool>,
     pub(crate) announce_submounts: Option<bool>,
     pub(crate) allow_direct_io: Option<bool>,
@@ -76,6 +77,10 @@ fn with_value(
                 value: value.into(),
                 expected: "a number of seconds",
             })?);
+        }
+        "errors" => {
+            let expected = "continue or remount-ro";
+            options.errors = Some(choice(name, value, expected)?);
         }
         "xattrmap" => {
             return Err(ConfigError::Unsupported {

@@ -5,12 +5,14 @@
 //! in `ops`.
 
 mod committer;
+mod damage;
 mod directory;
 mod mount;
 mod options;
 mod shutdown;
 mod status;
 
+pub use damage::ErrorsPolicy;
 pub(crate) use directory::InodeBlocks;
 pub use mount::read_superblock;
 pub use options::MountOptions;
@@ -24,6 +26,7 @@ use crate::inode::{Inode, InodeTable, Orphans};
 use crate::layout::inode::InodeFlags;
 use crate::volume::Volume;
 use committer::Committer;
+use damage::Damage;
 use parking_lot::Mutex;
 use std::sync::Arc;
 
@@ -39,6 +42,8 @@ pub struct Filesystem {
     /// Whether the image was marked clean when it was opened.
     was_clean: bool,
     recovery: RecoveryStatus,
+    damage: Damage,
+    errors_policy: ErrorsPolicy,
     /// Blocks of fixed metadata.
     overhead_blocks: u64,
 }

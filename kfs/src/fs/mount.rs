@@ -1,6 +1,6 @@
 //! Opening a volume: superblock, features, recovery, layers, orphans.
 
-use super::{Committer, Filesystem, MountOptions, RecoveryStatus};
+use super::{Committer, Damage, Filesystem, MountOptions, RecoveryStatus};
 use crate::allocator::Allocator;
 use crate::checksum::inode_seed;
 use crate::corrupt::Corrupt;
@@ -62,6 +62,8 @@ impl Filesystem {
             label,
             was_clean,
             recovery,
+            damage: Damage::default(),
+            errors_policy: options.errors.settle(superblock.s_errors.get()),
             overhead_blocks: overhead_blocks(&geometry),
         };
         fs.root()?;
@@ -96,20 +98,30 @@ impl Filesystem {
             log::info!("finishing what {count} orphan inodes need");
         }
         for inode in orphans {
-            let links = inode.state().fields().links_count();
-            if links == 0 {
-                self.delete(&inode)?;
-            } else if inode.is_regular() {
-                self.file(&inode).finish_truncate()?;
-            } else {
-                self.volume
-                    .transact(crate::inode::CREDITS_ORPHAN, |handle| {
-                        self.orphans.remove(&self.volume, handle, &inode);
-                        Ok(())
-                    })?;
+            match self.finish_orphan(&inode) {
+                // What one file has lost is no reason to keep all others from their owner.
+                Err(error @ Error::Corrupt(_)) if !self.volume.journal.is_aborted() => {
+                    log::error!("inode {} stays an orphan", inode.nr());
+                    self.note(&error);
+                }
+                other => other?,
             }
         }
         Ok(count)
+    }
+
+    fn finish_orphan(&self, inode: &Arc<crate::inode::Inode>) -> Result<()> {
+        if inode.state().fields().links_count() == 0 {
+            return self.delete(inode);
+        }
+        if inode.is_regular() {
+            return self.file(inode).finish_truncate();
+        }
+        self.volume
+            .transact(crate::inode::CREDITS_ORPHAN, |handle| {
+                self.orphans.remove(&self.volume, handle, inode);
+                Ok(())
+            })
     }
 
     fn load_orphan_file(&self, nr: InodeNr) -> Result<Vec<Arc<crate::inode::Inode>>> {

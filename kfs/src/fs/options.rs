@@ -1,5 +1,6 @@
 //! How a volume is opened.
 
+use super::ErrorsPolicy;
 use crate::time::{Clock, SystemClock};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,8 @@ pub struct MountOptions {
     /// How long a change may wait for its commit. `None` starts no thread: commits happen on request
     /// only, which makes tests deterministic.
     pub commit_interval: Option<Duration>,
+    /// What to do when damage is found.
+    pub errors: ErrorsPolicy,
     /// Clean metadata blocks to keep in memory, in bytes.
     pub cache_bytes: u64,
 }
@@ -28,6 +31,7 @@ impl Default for MountOptions {
             clock: Arc::new(SystemClock),
             generation_seed: None,
             commit_interval: Some(Duration::from_secs(5)),
+            errors: ErrorsPolicy::Default,
             cache_bytes: 256 << 20,
         }
     }

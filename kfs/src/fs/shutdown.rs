@@ -49,7 +49,11 @@ impl Filesystem {
             committer.stop();
         }
         match self.volume.read_only() {
-            Some(ReadOnlyReason::Error) => return self.mark_error(),
+            Some(ReadOnlyReason::Error) if self.volume.journal.is_aborted() => {
+                return self.mark_error();
+            }
+            // Damage was found, and nothing was changed since: what was changed before is whole.
+            Some(ReadOnlyReason::Error) => return self.finish(),
             Some(_) => return Ok(()),
             None => {}
         }
@@ -61,7 +65,12 @@ impl Filesystem {
                 self.delete(&orphan)?;
             }
         }
-        self.update_counts()?;
+        self.finish()
+    }
+
+    /// Ends the journal, brings the superblock's counts up to date (between times they are old, as
+    /// in Linux: the group descriptors have the truth) and marks the image clean.
+    fn finish(&self) -> Result<()> {
         let journal = &self.volume.journal;
         // Nobody gets a handle from here on; the commit waits for those who have one.
         journal.close();
@@ -69,24 +78,13 @@ impl Filesystem {
         journal.commit_all()?;
         journal.checkpoint()?;
         journal.mark_empty()?;
+        let counts = self.volume.allocator.free_counts();
         let mut superblock = read_superblock(&**self.volume.device())?;
+        superblock.set_free_blocks_count(counts.blocks);
+        superblock.s_free_inodes_count.set(counts.inodes);
+        superblock.set_write_time(self.volume.now().seconds);
         mark_clean(&mut superblock, self.was_clean);
         write_superblock(&**self.volume.device(), &mut superblock)
-    }
-
-    /// Brings the superblock's counters up to date. Between times they are old, as in Linux: the
-    /// group descriptors have the truth.
-    pub(crate) fn update_counts(&self) -> Result<()> {
-        let counts = self.volume.allocator.free_counts();
-        let now = self.volume.now();
-        self.volume.transact(1, |handle| {
-            self.volume.update_superblock(handle, |raw| {
-                raw.set_free_blocks_count(counts.blocks);
-                raw.s_free_inodes_count.set(counts.inodes);
-                raw.set_write_time(now.seconds);
-            });
-            Ok(())
-        })
     }
 
     /// After an abort: leaves the journal for recovery and tells e2fsck that it is wanted. In the

@@ -48,6 +48,10 @@ pub struct Status {
     pub features: Vec<String>,
     /// Why no changes are taken, `None` when they are.
     pub read_only: Option<ReadOnlyReason>,
+    /// Damage found since the volume was opened.
+    pub damage_found: u64,
+    /// Errors on record in the superblock, older ones included.
+    pub errors_recorded: u64,
     /// The journal.
     pub journal: JournalStatistics,
     /// What opening had to finish.
@@ -91,6 +95,8 @@ impl Filesystem {
             label: self.label.clone(),
             features: features::names(&self.volume.superblock()),
             read_only: self.volume.read_only(),
+            damage_found: self.damage_count(),
+            errors_recorded: self.volume.superblock().s_error_count.get().into(),
             journal: self.volume.journal.statistics(),
             recovery: self.recovery,
             cache: self.volume.cache.statistics(),

@@ -162,13 +162,16 @@ pub(super) fn volume_status(
         },
         read_only: status.read_only.is_some(),
         read_only_reason: status.read_only.map(|reason| reason.to_string()),
-        state: Some(if journal.aborted {
-            VolumeState::HasErrors
-        } else if status.read_only.is_some() {
-            VolumeState::Clean
-        } else {
-            VolumeState::NeedsRecovery
-        }),
+        errors_found: Some(status.errors_recorded.max(status.damage_found)),
+        state: Some(
+            if journal.aborted || status.damage_found > 0 || status.errors_recorded > 0 {
+                VolumeState::HasErrors
+            } else if status.read_only.is_some() {
+                VolumeState::Clean
+            } else {
+                VolumeState::NeedsRecovery
+            },
+        ),
         label: Some(String::from_utf8_lossy(&status.label).into_owned()),
         uuid: Some(uuid(&status.uuid)),
         space: Some(Space {

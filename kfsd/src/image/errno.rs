@@ -1,11 +1,19 @@
 //! Errors of the file system as errno: the only place where they meet.
 
-use kfs::Error;
+use kfs::{Error, Filesystem};
 use rustix::io::Errno;
 
-/// The errno that says it best. What the caller did not do wrong is logged here, once.
-pub(super) fn errno(error: Error) -> Errno {
-    match &error {
+/// The errno that says it best. What the caller did not do wrong is logged here, once, and damage is
+/// noted by the file system.
+pub(super) fn errno(filesystem: &Filesystem) -> impl Fn(Error) -> Errno + '_ {
+    |error| {
+        filesystem.note(&error);
+        translate(&error)
+    }
+}
+
+fn translate(error: &Error) -> Errno {
+    match error {
         Error::NotFound => Errno::NOENT,
         Error::Exists => Errno::EXIST,
         Error::NotADirectory => Errno::NOTDIR,
@@ -25,10 +33,7 @@ pub(super) fn errno(error: Error) -> Errno {
         Error::Busy => Errno::BUSY,
         Error::ReadOnly { .. } | Error::NeedsRecovery => Errno::ROFS,
         Error::Invalid | Error::IntoItself => Errno::INVAL,
-        Error::Corrupt(_) => {
-            log::error!("the image is damaged: {error}");
-            Errno::UCLEAN
-        }
+        Error::Corrupt(_) => Errno::UCLEAN,
         Error::Io { source, .. } | Error::Device { source, .. } => {
             log::error!("{error}: {source}");
             source

@@ -40,7 +40,9 @@ impl Session {
             }
             SETFLAGS | SETFLAGS_32 => {
                 let wanted = InodeFlags::from_bits_retain(first_word(input)?);
-                self.filesystem.set_flags(inode, wanted).map_err(errno)?;
+                self.filesystem
+                    .set_flags(inode, wanted)
+                    .map_err(errno(&self.filesystem))?;
             }
             FSGETXATTR => {
                 let mut answer = [0; FSXATTR_BYTES];
@@ -55,7 +57,9 @@ impl Session {
                 for (flag, bit) in XFS_FLAGS {
                     wanted.set(flag, word & bit != 0);
                 }
-                self.filesystem.set_flags(inode, wanted).map_err(errno)?;
+                self.filesystem
+                    .set_flags(inode, wanted)
+                    .map_err(errno(&self.filesystem))?;
             }
             _ => return Err(Errno::NOTTY),
         }

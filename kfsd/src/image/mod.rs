@@ -22,7 +22,7 @@ use crate::config::CachePolicy;
 use crate::fuse::FileSystem;
 use crate::sandbox::{self, SandboxError};
 use crate::volume::{Volume, VolumeError};
-use kfs::{Filesystem, MountOptions, ReadOnlyReason};
+use kfs::{ErrorsPolicy, Filesystem, MountOptions, ReadOnlyReason};
 use kfs_disk::{BlockDevice, FileDevice, StatsDevice};
 use kfsctl::status;
 use std::path::{Path, PathBuf};
@@ -67,6 +67,8 @@ pub struct ImageConfig {
     pub readdirplus: bool,
     /// How long names and attributes hold; the cache policy says so where it is not given.
     pub timeout: Option<Duration>,
+    /// What to do when damage is found.
+    pub errors: ErrorsPolicy,
     /// Give up all capabilities of the process once the image is open.
     pub drop_capabilities: bool,
 }
@@ -104,6 +106,7 @@ impl Image {
         let device = Arc::new(StatsDevice::new(file));
         let options = MountOptions {
             read_only: config.read_only,
+            errors: config.errors,
             ..MountOptions::default()
         };
         let shared: Arc<dyn BlockDevice> = Arc::clone(&device) as Arc<dyn BlockDevice>;

@@ -66,7 +66,9 @@ impl Nodes {
             Some(inode) => inode,
             None => {
                 let (generation, nr) = ((id >> 32) as u32, InodeNr(id as u32));
-                self.filesystem.inode(nr, generation).map_err(errno)?
+                self.filesystem
+                    .inode(nr, generation)
+                    .map_err(errno(&self.filesystem))?
             }
         };
         if inode.is_deleted() {

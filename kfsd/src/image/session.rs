@@ -100,7 +100,7 @@ impl Session {
         let node = Self::new_node(ctx, node, creation);
         self.filesystem
             .create(&directory, name, &node)
-            .map_err(errno)
+            .map_err(errno(&self.filesystem))
     }
 
     fn new_node<'a>(ctx: &Context, node: NewNode<'a>, creation: &Creation<'a>) -> NewNode<'a> {
@@ -130,7 +130,9 @@ impl Session {
                 kill_privileges: request_flags.contains(OpenRequestFlags::KILL_SUIDGID),
                 ..kfs::SetAttr::default()
             };
-            self.filesystem.set_attr(inode, &change).map_err(errno)?;
+            self.filesystem
+                .set_attr(inode, &change)
+                .map_err(errno(&self.filesystem))?;
         }
         let mut fh = 0;
         if flags & O_APPEND != 0 && !self.rules.writeback {
@@ -225,7 +227,7 @@ impl FileSystem for Session {
         match self.filesystem.lookup(&directory, name) {
             Ok(inode) => Ok(self.entry(&inode)),
             Err(kfs::Error::NotFound) => Ok(Entry::negative(self.rules.timeout)),
-            Err(error) => Err(errno(error)),
+            Err(error) => Err(errno(&self.filesystem)(error)),
         }
     }
 
@@ -246,7 +248,9 @@ impl FileSystem for Session {
     ) -> Result<(Attr, Duration)> {
         let inode = self.nodes.get(node)?;
         let change = convert::set_attr(change);
-        self.filesystem.set_attr(&inode, &change).map_err(errno)?;
+        self.filesystem
+            .set_attr(&inode, &change)
+            .map_err(errno(&self.filesystem))?;
         Ok(self.attr(&inode))
     }
 
@@ -265,7 +269,12 @@ impl FileSystem for Session {
 
     fn readlink(&self, _ctx: &Context, node: u64, target: &mut DataSink<'_>) -> Result<()> {
         let inode = self.nodes.get(node)?;
-        target.write(&self.filesystem.read_link(&inode).map_err(errno)?)
+        target.write(
+            &self
+                .filesystem
+                .read_link(&inode)
+                .map_err(errno(&self.filesystem))?,
+        )
     }
 
     fn symlink(
@@ -330,13 +339,13 @@ impl FileSystem for Session {
     fn unlink(&self, _ctx: &Context, parent: u64, name: &[u8]) -> Result<()> {
         self.filesystem
             .unlink(&*self.nodes.get(parent)?, name)
-            .map_err(errno)
+            .map_err(errno(&self.filesystem))
     }
 
     fn rmdir(&self, _ctx: &Context, parent: u64, name: &[u8]) -> Result<()> {
         self.filesystem
             .rmdir(&*self.nodes.get(parent)?, name)
-            .map_err(errno)
+            .map_err(errno(&self.filesystem))
     }
 
     fn rename(
@@ -357,14 +366,14 @@ impl FileSystem for Session {
         let (old, new) = (self.nodes.get(parent)?, self.nodes.get(new_parent)?);
         self.filesystem
             .rename(&old, name, &new, new_name, mode)
-            .map_err(errno)
+            .map_err(errno(&self.filesystem))
     }
 
     fn link(&self, _ctx: &Context, node: u64, new_parent: u64, new_name: &[u8]) -> Result<Entry> {
         let (inode, directory) = (self.nodes.get(node)?, self.nodes.get(new_parent)?);
         self.filesystem
             .link(&inode, &directory, new_name)
-            .map_err(errno)?;
+            .map_err(errno(&self.filesystem))?;
         Ok(self.entry(&inode))
     }
 
@@ -398,7 +407,9 @@ impl FileSystem for Session {
                 // Another session was faster.
                 let directory = self.nodes.get(parent)?;
                 (
-                    self.filesystem.lookup(&directory, name).map_err(errno)?,
+                    self.filesystem
+                        .lookup(&directory, name)
+                        .map_err(errno(&self.filesystem))?,
                     flags,
                 )
             }
@@ -425,7 +436,7 @@ impl FileSystem for Session {
         let inode = self
             .filesystem
             .create_unnamed(&directory, &node)
-            .map_err(errno)?;
+            .map_err(errno(&self.filesystem))?;
         let entry = self.entry(&inode);
         Ok((
             entry,
@@ -446,7 +457,7 @@ impl FileSystem for Session {
         let len = (size as usize).min(data.remaining());
         self.filesystem
             .read(&inode, offset, len, &mut Sink(data))
-            .map_err(errno)?;
+            .map_err(errno(&self.filesystem))?;
         Ok(())
     }
 
@@ -467,7 +478,7 @@ impl FileSystem for Session {
         let written = self
             .filesystem
             .write(&inode, offset, len, &mut Source(data), options)
-            .map_err(errno)?;
+            .map_err(errno(&self.filesystem))?;
         u32::try_from(written).map_err(|_| Errno::INVAL)
     }
 
@@ -494,11 +505,11 @@ impl FileSystem for Session {
     fn fsync(&self, _ctx: &Context, node: u64, _fh: u64, data_only: bool) -> Result<()> {
         self.filesystem
             .fsync(&*self.nodes.get(node)?, data_only)
-            .map_err(errno)
+            .map_err(errno(&self.filesystem))
     }
 
     fn syncfs(&self, _ctx: &Context) -> Result<()> {
-        self.filesystem.sync().map_err(errno)
+        self.filesystem.sync().map_err(errno(&self.filesystem))
     }
 
     fn setxattr(
@@ -520,7 +531,7 @@ impl FileSystem for Session {
         let inode = self.nodes.get(node)?;
         self.filesystem
             .set_xattr(&inode, name, value, mode, kills)
-            .map_err(errno)
+            .map_err(errno(&self.filesystem))
     }
 
     fn getxattr(
@@ -531,12 +542,21 @@ impl FileSystem for Session {
         value: &mut XattrSink<'_, '_>,
     ) -> Result<()> {
         let inode = self.nodes.get(node)?;
-        value.put(&self.filesystem.get_xattr(&inode, name).map_err(errno)?)
+        value.put(
+            &self
+                .filesystem
+                .get_xattr(&inode, name)
+                .map_err(errno(&self.filesystem))?,
+        )
     }
 
     fn listxattr(&self, ctx: &Context, node: u64, names: &mut XattrSink<'_, '_>) -> Result<()> {
         let inode = self.nodes.get(node)?;
-        for name in self.filesystem.list_xattrs(&inode).map_err(errno)? {
+        for name in self
+            .filesystem
+            .list_xattrs(&inode)
+            .map_err(errno(&self.filesystem))?
+        {
             if ctx.uid == 0 || !name.is_trusted() {
                 names.put_name(&name.full())?;
             }
@@ -547,7 +567,7 @@ impl FileSystem for Session {
     fn removexattr(&self, _ctx: &Context, node: u64, name: &[u8]) -> Result<()> {
         self.filesystem
             .remove_xattr(&self.nodes.get(node)?, name)
-            .map_err(errno)
+            .map_err(errno(&self.filesystem))
     }
 
     fn opendir(&self, _ctx: &Context, node: u64, _flags: u32) -> Result<Opened> {
@@ -581,7 +601,7 @@ impl FileSystem for Session {
         };
         self.filesystem
             .list(&directory, offset, &mut add)
-            .map_err(errno)
+            .map_err(errno(&self.filesystem))
     }
 
     fn releasedir(&self, _ctx: &Context, _node: u64, _fh: u64) -> Result<()> {
@@ -615,7 +635,7 @@ impl FileSystem for Session {
         let options = Self::write_options(ctx, true, 0);
         self.filesystem
             .change_space(&inode, offset, len, change, options)
-            .map_err(errno)
+            .map_err(errno(&self.filesystem))
     }
 
     fn lseek(&self, _ctx: &Context, node: u64, _fh: u64, offset: u64, whence: u32) -> Result<u64> {
@@ -628,7 +648,7 @@ impl FileSystem for Session {
         };
         self.filesystem
             .seek(&self.nodes.get(node)?, offset, target)
-            .map_err(errno)
+            .map_err(errno(&self.filesystem))
     }
 
     fn copy_file_range(&self, ctx: &Context, range: &CopyRange) -> Result<u32> {
@@ -647,7 +667,7 @@ impl FileSystem for Session {
                 range.len.min(COPY_MAX),
                 options,
             )
-            .map_err(errno)?;
+            .map_err(errno(&self.filesystem))?;
         u32::try_from(copied).map_err(|_| Errno::INVAL)
     }
 
