@@ -33,7 +33,7 @@ check: ## formatting and lints
 test: ## everything: check, cargo test, guests
 	@$S/test.sh
 
-soak: ## guest tests over and over (SECONDS_OF_SOAK=3600)
+soak: ## the long tests, resumable (SECONDS_OF_SOAK=3600)
 	@$S/soak.sh $(SECONDS_OF_SOAK)
 
 clean: ## remove what was built and fetched (disk.img stays)

@@ -2,6 +2,7 @@
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 bin=${KFS_BIN_DIR:-$top/target/release}
+tools=${KFS_TOOLS_DIR:-$top/build/tools/bin}
 
 die() {
     echo "$(basename "$0" .sh): $*" >&2
@@ -77,4 +78,11 @@ need_programs() {
     for program in "$@"; do
         [ -x "$bin/$program" ] || die "$bin/$program is missing: run make first"
     done
+}
+
+# need_tool NAME VERSION: a test program from crates.io in $tools, installed when it is not there.
+need_tool() {
+    [ "$("$tools/$1" --version 2>/dev/null)" = "$1 $2" ] && return
+    echo "installing $1 $2"
+    cargo install --quiet --locked --root "$(dirname "$tools")" "$1@$2" || die "cargo install $1@$2 failed"
 }

@@ -1,16 +1,63 @@
 #!/bin/bash
-# soak.sh SECONDS: the guest tests again and again until the time is over; stops at the first failure.
-set -euo pipefail
+# soak.sh SECONDS: the long tests, in turns, until the time is over or every part has reached its goal.
+#
+# A part is a command for round N; N is its seed. What is done is remembered in build/soak, so that the
+# next soak goes on there; `rm -r build/soak` begins anew. The first failure ends the soak: its command is
+# printed, and the same round comes first next time. At the end, the figures of all soaks so far.
+set -uo pipefail
 . "$(dirname "$0")/lib.sh"
 [ $# = 1 ] || die "usage: soak.sh SECONDS"
-cd "$top"
-tests/scripts/install-deps.sh build guest test
-cargo build --workspace --bins
-tests/guest/prepare.sh --programs
-rounds=0
-while [ "$SECONDS" -lt "$1" ]; do
-    rounds=$((rounds + 1))
-    echo "=== round $rounds, $SECONDS s of $1 s"
-    cargo test -q -p kfs-tests --test guest -- --ignored --test-threads=1
+need_root "make soak"
+cd "$top" || exit 1
+limit=$1 state=$top/build/soak
+export KFS_BIN_DIR=$top/target/release
+mkdir -p "$state"
+
+names=() goals=() units=() commands=()
+# part NAME GOAL UNIT COMMAND...: GOAL rounds of "UNIT" (said of one round); {} in COMMAND is the round.
+part() {
+    names+=("$1") goals+=("$2") units+=("$3")
+    commands+=("${*:4}")
+}
+
+part fsx 50 "200000 operations" tests/scripts/fsx.sh 200000 {}
+part pjdfstest 50 "397 tests" tests/scripts/pjdfstest.sh
+part guests 20 "all guest tests" cargo test -q -p kfs-tests --test guest -- --ignored --test-threads=1
+
+done_of() { cat "$state/$1" 2>/dev/null || echo 0; }
+
+figures() {
+    local i
+    echo "=== figures after $((SECONDS)) s of this soak"
+    for i in "${!names[@]}"; do
+        printf '%-14s %4d of %d rounds of %s\n' "${names[i]}" "$(done_of "${names[i]}")" "${goals[i]}" "${units[i]}"
+    done
+}
+
+tests/scripts/install-deps.sh build guest test || exit 1
+cargo build --workspace --bins && cargo build --release --workspace --bins || exit 1
+need_tool pjdfstest 0.2.2
+tests/guest/prepare.sh --programs || exit 1
+
+rounds=0 active=1
+while [ "$active" = 1 ] && [ "$SECONDS" -lt "$limit" ]; do
+    active=0
+    for i in "${!names[@]}"; do
+        round=$(($(done_of "${names[i]}") + 1))
+        [ "$round" -le "${goals[i]}" ] || continue
+        [ "$SECONDS" -lt "$limit" ] || break
+        active=1
+        command=${commands[i]//\{\}/$round}
+        echo "=== ${names[i]}, round $round of ${goals[i]}, $SECONDS s of $limit s: $command"
+        # shellcheck disable=SC2086
+        if ! $command; then
+            figures
+            echo "FAILED: ${names[i]}, round $round: $command"
+            exit 1
+        fi
+        echo "$round" >"$state/${names[i]}"
+        rounds=$((rounds + 1))
+    done
 done
+figures
 echo "$rounds rounds passed, 0 failed"

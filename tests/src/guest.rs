@@ -224,6 +224,8 @@ pub struct GuestConfig<'a> {
     pub socket: &'a Path,
     /// A script in tests/guest, or an absolute path.
     pub script: &'a str,
+    /// Laid beside the script, as /run/kfs/NAME.
+    pub files: &'a [&'a Path],
     /// Exported to the script, as "NAME=VALUE".
     pub variables: &'a [&'a str],
     /// With the Debian root.
@@ -253,6 +255,9 @@ impl Guest {
             .arg(&manifest)
             .args(["--queues", &config.queues.to_string()])
             .args(["--timeout", &config.timeout.as_secs().to_string()]);
+        for file in config.files {
+            command.arg("--file").arg(file);
+        }
         for variable in config.variables {
             command.args(["--env", variable]);
         }

@@ -38,6 +38,7 @@ fn serve(
             name: "guest",
             socket: &socket,
             script,
+            files: &[],
             variables,
             programs: script == "programs.sh",
             queues: 1,
@@ -138,6 +139,54 @@ fn shared_manifest(shared: &Path) -> Result<String> {
         .arg(shared))
 }
 
+/// The suite that tests/scripts/pjdfstest.sh runs on a mount of the host, and installs.
+#[test]
+#[ignore = "boots QEMU: make test"]
+fn pjdfstest_in_a_guest() -> Result<()> {
+    let suite = repository().join("build/tools/bin/pjdfstest");
+    ensure!(
+        suite.exists(),
+        "{} is missing: tests/scripts/pjdfstest.sh installs it",
+        suite.display()
+    );
+    let workspace = Workspace::new()?;
+    let image = workspace.make_image("1G", &[])?;
+    let socket = workspace.path("kfsd.sock");
+    let daemon = Daemon::start(
+        &workspace,
+        &["--image", text(&image), "--socket-path", text(&socket)],
+        &[&socket],
+    )?;
+    let guest = Guest::boot(
+        &workspace,
+        &GuestConfig {
+            name: "guest",
+            socket: &socket,
+            script: "pjdfstest.sh",
+            files: &[
+                &suite,
+                &repository().join("tests/conformance/pjdfstest.toml"),
+            ],
+            variables: &[],
+            programs: true,
+            queues: 1,
+            timeout: 20 * MINUTE,
+        },
+    )?;
+    let report = guest
+        .finish()
+        .with_context(|| format!("kfsd said:\n{}", daemon.log()))?;
+    daemon.stop()?;
+    println!("{}", report.output);
+    ensure!(
+        report
+            .output
+            .contains("pjdfstest: 397 passed, 0 failed, 1 cannot apply"),
+        "not all tests ran"
+    );
+    e2fsck(&image)
+}
+
 #[test]
 #[ignore = "boots QEMU: make test"]
 fn two_guests_and_a_mount_share_an_image() -> Result<()> {
@@ -169,6 +218,7 @@ fn two_guests_and_a_mount_share_an_image() -> Result<()> {
                     name,
                     socket,
                     script: "peers.sh",
+                    files: &[],
                     variables: &[&format!("KFS_SELF={name}"), "KFS_PEERS=one two host"],
                     programs: false,
                     queues: 1,
@@ -354,6 +404,7 @@ fn a_killed_daemon_keeps_what_a_guest_synced() -> Result<()> {
             name: "guest",
             socket: &socket,
             script: "synced.sh",
+            files: &[],
             variables: &[],
             programs: false,
             queues: 1,
