@@ -13,7 +13,6 @@ use kfs::{Filesystem, MountOptions, Result};
 use kfs_disk::testing::CrashDevice;
 use kfs_disk::{BlockDevice, MemoryDevice};
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 
 /// A tree as [`tree::picture`] takes it.
@@ -236,6 +235,8 @@ pub fn assert_histories(
     })
 }
 
+/// Lets e2fsck judge what kfs has recovered, and recover on its own. The images that it finds fault with
+/// are kept.
 fn ask_e2fsck(image: &MemoryDevice, recovered: &MemoryDevice, context: &str) {
     let folder = tempfile::tempdir().expect("temporary folder");
     let write = |device: &MemoryDevice, name: &str| {
@@ -243,13 +244,11 @@ fn ask_e2fsck(image: &MemoryDevice, recovered: &MemoryDevice, context: &str) {
         device.write_to(&path).expect("writes the image");
         path
     };
-    let judge = |found: std::result::Result<(), String>, who: &str| {
-        found.unwrap_or_else(|found| panic!("{context}, recovered by {who}: {found}"));
-    };
-    judge(
-        e2fsprogs::check(Path::new(&write(recovered, "ours"))),
-        "kfs",
-    );
-    let theirs = write(image, "theirs");
-    judge(e2fsprogs::recover_and_check(&theirs), "e2fsck");
+    let found = e2fsprogs::check(&write(recovered, "recovered-by-kfs"));
+    let found = found.and_then(|()| e2fsprogs::recover_and_check(&write(image, "by-e2fsck")));
+    if let Err(found) = found {
+        write(image, "image");
+        let kept = folder.keep();
+        panic!("{context}: {found}\nimages are in {}", kept.display());
+    }
 }

@@ -18,6 +18,8 @@ pub struct Workload {
     names: Vec<String>,
     /// Where it works: empty for the root, else with a slash at the end.
     home: String,
+    /// Bytes of a block that no append crosses, where appends are to be atomic among many writers.
+    append_within: Option<u64>,
     next: u32,
 }
 
@@ -33,12 +35,21 @@ impl Workload {
     #[must_use]
     pub fn within(fs: Arc<Filesystem>, home: &str, seed: u64) -> Self {
         Self {
+            append_within: None,
             home: home.into(),
             fs,
             random: SplitMix64::new(seed),
             names: Vec::new(),
             next: 0,
         }
+    }
+
+    /// Appends cross no bound of blocks of this size from now on: each is one transaction, even if
+    /// others commit.
+    #[must_use]
+    pub fn appending_within(mut self, block_size: u64) -> Self {
+        self.append_within = Some(block_size);
+        self
     }
 
     fn below(&mut self, bound: usize) -> usize {
@@ -124,10 +135,11 @@ impl Workload {
         };
         let (directory, name) = self.resolve(&path)?;
         let inode = self.fs.lookup(&directory, name.as_bytes())?;
-        let len = 1 + self.below(9000);
+        let offset = self.fs.attr(&inode).size_bytes;
+        let most = self.append_within.map_or(9000, |size| size - offset % size);
+        let len = 1 + self.below(most as usize);
         let byte = (self.random.next_u64() & 0xff) as u8;
         let content: Vec<u8> = (0..len).map(|index| byte ^ index as u8).collect();
-        let offset = self.fs.attr(&inode).size_bytes;
         let mut source = SliceSource::new(&content);
         self.fs
             .write(&inode, offset, len, &mut source, WriteOptions::default())?;

@@ -42,6 +42,9 @@ fn number(name: &str) -> Option<u64> {
 fn options(block_size: u32) -> mkfs::Options {
     mkfs::Options {
         block_size: Some(block_size),
+        // Several groups: without a second superblock to compare with, `e2fsck -p` of 1.47.0 releases
+        // orphans and leaves their file as it was.
+        blocks_per_group: Some(if block_size == 1024 { 2048 } else { 1024 }),
         ..mkfs::Options::default()
     }
 }
@@ -219,7 +222,9 @@ fn threads_that_commit_for_each_other() {
 
 fn one_of_many(fs: &Arc<Filesystem>, device: &CrashDevice, home: &str, seed: u64) -> History {
     let mut history = History::begin(fs, &format!("/{home}")).expect("walks");
-    let mut workload = Workload::within(Arc::clone(fs), &format!("{home}/"), seed);
+    let block_size = fs.space().block_size.into();
+    let workload = Workload::within(Arc::clone(fs), &format!("{home}/"), seed);
+    let mut workload = workload.appending_within(block_size);
     for _ in 0..40 {
         let began = device.position();
         let (what, is_sync) = workload.operate().expect("memory does not fail");

@@ -126,6 +126,32 @@ impl Allocator {
         self.table.allocate(handle, reservation, len)
     }
 
+    /// Whether [`Allocator::free`] would take a run: to be asked before anything is changed, so that
+    /// freeing it cannot fail half-way.
+    ///
+    /// # Errors
+    /// As [`Allocator::free`], and `Io` when a bitmap cannot be read.
+    pub fn check_free(&self, run: Run) -> Result<()> {
+        if self.table.is_allocated(run)? {
+            Ok(())
+        } else {
+            let Run { start, len } = run;
+            Err(Corrupt::RunNotInUse { start, len }.into())
+        }
+    }
+
+    /// The same for [`Allocator::free_inode`].
+    ///
+    /// # Errors
+    /// As [`Allocator::free_inode`].
+    pub fn check_free_inode(&self, inode: InodeNr) -> Result<()> {
+        if self.table.is_inode_allocated(inode)? {
+            Ok(())
+        } else {
+            Err(Corrupt::InodeNotInUse { inode }.into())
+        }
+    }
+
     /// Frees blocks. They are free on disk with the handle's transaction and handed out again when
     /// it has committed. Needs [`Allocator::free_credits`].
     ///

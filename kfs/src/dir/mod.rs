@@ -185,6 +185,9 @@ struct Found {
     position: Position,
 }
 
+/// Where a directory's `..` lies. Holding it keeps the block in memory.
+pub struct ParentEntry(Found);
+
 impl Found {
     fn entry(&self, format: &DirectoryFormat) -> DirEntry {
         let file_type = FileType::from_raw(self.position.file_type);
@@ -291,11 +294,11 @@ impl<B: DirectoryBlocks> Directory<B> {
         Ok(found.entry(&self.format))
     }
 
-    /// Lets `..` stand for another directory, as a rename to another parent does.
+    /// Where `..` lies, for [`Directory::set_parent`].
     ///
     /// # Errors
-    /// `Corrupt` when the first block is damaged.
-    pub fn set_parent(&mut self, handle: &mut Handle<'_>, parent: InodeNr) -> Result<()> {
+    /// `Corrupt` when the first block is damaged, `Io`.
+    pub fn parent_entry(&self) -> Result<ParentEntry> {
         let buffer = self.first_block()?;
         let position = {
             let bytes = buffer.read();
@@ -309,13 +312,16 @@ impl<B: DirectoryBlocks> Directory<B> {
                 file_type,
             }
         };
-        let found = Found {
+        Ok(ParentEntry(Found {
             block: LogicalBlock(0),
             buffer,
             position,
-        };
-        self.write_inode(handle, &found, parent, FileType::Directory);
-        Ok(())
+        }))
+    }
+
+    /// Lets `..` stand for another directory, as a rename to another parent does.
+    pub fn set_parent(&mut self, handle: &mut Handle<'_>, entry: &ParentEntry, parent: InodeNr) {
+        self.write_inode(handle, &entry.0, parent, FileType::Directory);
     }
 
     /// Makes the first block of a new directory, with `.` and `..`.

@@ -42,7 +42,7 @@ pub use rewrite::{KEPT_CREDITS, Progress, REWRITE_CREDITS_MIN, Replaced};
 pub use trim::TRIM_CREDITS;
 
 use crate::error::Result;
-use crate::ids::{BlockNr, InodeNr, LogicalBlock};
+use crate::ids::{BlockNr, InodeNr, LogicalBlock, Run};
 use crate::layout::Geometry;
 use crate::layout::extent::{MAX_DEPTH, MAX_INIT_LEN, MAX_UNWRITTEN_LEN};
 use crate::storage::{BufferCache, Handle};
@@ -171,6 +171,13 @@ pub trait NodeAllocator {
         handle: &mut Handle<'_>,
         reservation: &mut Self::Reservation,
     ) -> BlockNr;
+
+    /// Looks whether a run, of data or a node, can be freed: called before anything is changed, so
+    /// that freeing it cannot fail half-way.
+    ///
+    /// # Errors
+    /// When the bitmap cannot be read or a block is free already.
+    fn check_free(&self, run: Run) -> Result<()>;
 
     /// Frees the block of a node, which the caller makes the handle forget. Changes at most
     /// [`NODE_CREDITS`] metadata blocks.

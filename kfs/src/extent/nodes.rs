@@ -40,6 +40,10 @@ impl NodeAllocator for Allocator {
         self.allocate(handle, reservation, 1).start
     }
 
+    fn check_free(&self, run: Run) -> Result<()> {
+        Allocator::check_free(self, run)
+    }
+
     fn free_node(&self, handle: &mut Handle<'_>, block: BlockNr) -> Result<()> {
         self.free(
             handle,

@@ -314,6 +314,17 @@ impl ExtentTree<'_> {
         if let Some(edit) = plan.edit {
             let later = self.later_nodes(root, rewrite, leaf.span.high, changed)?;
             let tree = self.plan(root, &path, edit)?;
+            if rewrite.change.frees() {
+                for piece in &plan.old {
+                    nodes.check_free(Run {
+                        start: piece.physical,
+                        len: piece.len,
+                    })?;
+                }
+            }
+            for start in tree.freed(&path) {
+                nodes.check_free(Run { start, len: 1 })?;
+            }
             rewrite
                 .budget
                 .ensure(nodes, tree.nodes_needed, later, rewrite.goal)?;

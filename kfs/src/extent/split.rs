@@ -61,6 +61,29 @@ pub(super) struct Plan {
     shrinks: bool,
 }
 
+impl LevelPlan {
+    /// The node that goes away.
+    fn freed(&self, path: &ExtentPath) -> Option<BlockNr> {
+        let here = path.level(self.level);
+        match &self.action {
+            Action::Free
+            | Action::Merge {
+                sibling_is_left: true,
+                ..
+            } => Some(buffer_of(here).nr()),
+            Action::Merge { sibling, .. } => Some(sibling.nr()),
+            _ => None,
+        }
+    }
+}
+
+impl Plan {
+    /// The nodes that go away.
+    pub(super) fn freed<'p>(&'p self, path: &'p ExtentPath) -> impl Iterator<Item = BlockNr> + 'p {
+        self.levels.iter().filter_map(|level| level.freed(path))
+    }
+}
+
 /// The nodes reserved for a change of several steps.
 pub(super) struct NodeBudget<R> {
     reservation: Option<R>,
@@ -292,15 +315,8 @@ impl ExtentTree<'_> {
             freed: 0,
         };
         for level in &plan.levels {
-            let here = path.level(level.level);
-            let freed = match &level.action {
-                Action::Free => buffer_of(here).nr(),
-                Action::Merge {
-                    sibling_is_left: true,
-                    ..
-                } => buffer_of(here).nr(),
-                Action::Merge { sibling, .. } => sibling.nr(),
-                _ => continue,
+            let Some(freed) = level.freed(path) else {
+                continue;
             };
             if let Err(error) = nodes.free_node(handle, freed) {
                 if change.freed > 0 {

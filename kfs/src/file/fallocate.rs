@@ -107,7 +107,7 @@ impl File<'_> {
         let len = run.len.min(wanted);
         let credits = CREDITS_SIZE + CREDITS_RUN + self.inode.insert_credits(self.volume)?;
         self.transact_with_nodes(credits, |handle| {
-            self.inode.update(self.volume, handle, |state, handle| {
+            self.inode.try_update(self.volume, handle, |state, handle| {
                 let extent = Extent {
                     logical,
                     physical: run.start,

@@ -101,7 +101,7 @@ impl File<'_> {
     }
 
     fn move_tail(self, handle: &mut Handle<'_>, mut tail: Tail) -> Result<()> {
-        self.inode.update(self.volume, handle, |state, handle| {
+        self.inode.try_update(self.volume, handle, |state, handle| {
             let physical = tail.reservation.run().start;
             state.replace_block(self.volume, self.inode, handle, tail.logical, physical)?;
             self.volume
@@ -118,20 +118,18 @@ impl File<'_> {
         let credits = self.removal_credits()? + CREDITS_SIZE + CREDITS_RUN + REWRITE_CREDITS_MIN;
         let mut zeroes_in_place = false;
         let mut removal = self.volume.transact(credits, |handle| {
+            // First what can fail and changes nothing then.
+            let removal = self.cut_some(handle, first)?;
             if let Some(tail) = tail {
-                match self.move_tail(handle, tail) {
-                    // No block for a node of the tree: a full volume must not keep files from
-                    // shrinking.
-                    Err(Error::NoSpace) => zeroes_in_place = true,
-                    other => other?,
-                }
+                // No block for a node of the tree, say: that must not keep a file from shrinking.
+                zeroes_in_place = self.move_tail(handle, tail).is_err();
             }
             self.inode.update(self.volume, handle, |state, handle| {
                 state.fields_mut().set_size_bytes(size);
                 state.mark_data_changed(handle);
                 self.stamp_change(state, options);
             });
-            self.cut_some(handle, first)
+            Ok(removal)
         })?;
         if zeroes_in_place {
             self.zero_behind(size)?;

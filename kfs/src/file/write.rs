@@ -292,7 +292,7 @@ impl File<'_> {
     ) -> Result<()> {
         let credits = CREDITS_SIZE + CREDITS_RUN + self.inode.insert_credits(self.volume)?;
         self.transact_with_nodes(credits, |handle| {
-            self.inode.update(self.volume, handle, |state, handle| {
+            self.inode.try_update(self.volume, handle, |state, handle| {
                 let physical = reservation.run().start;
                 let extent = Extent {
                     logical,
@@ -338,7 +338,7 @@ impl File<'_> {
         while left > 0 {
             let credits = CREDITS_SIZE + REWRITE_CREDITS_MIN;
             let done = self.transact_with_nodes(credits, |handle| {
-                self.inode.update(self.volume, handle, |state, handle| {
+                self.inode.try_update(self.volume, handle, |state, handle| {
                     let done = state.mark_written(self.volume, self.inode, handle, first, left)?;
                     if done == left {
                         self.grow(state, handle, end);

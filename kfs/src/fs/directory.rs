@@ -5,7 +5,7 @@ use crate::corrupt::Corrupt;
 use crate::dir::{DirectoryBlocks, DirectoryFormat};
 use crate::error::{Error, Result};
 use crate::extent::{Extent, Mapping, NodeAllocator};
-use crate::ids::{BlockNr, LogicalBlock};
+use crate::ids::{BlockNr, LogicalBlock, Run};
 use crate::inode::Inode;
 use crate::layout::inode::InodeFlags;
 use crate::storage::{Buffer, Handle};
@@ -44,26 +44,27 @@ impl<'a> InodeBlocks<'a> {
         let buffer = self.volume.cache.get_zeroed(physical)?;
         self.pool.take(&self.volume.allocator, handle);
         let block_size = self.volume.block_size();
-        self.inode.update(self.volume, handle, |state, handle| {
-            let tree = self.inode.tree(self.volume);
-            let extent = Extent {
-                logical,
-                physical,
-                len: 1,
-                unwritten: false,
-            };
-            let area = state.fields_mut().block_area_mut();
-            let pool = PoolNodes {
-                pool: &self.pool,
-                allocator: &self.volume.allocator,
-            };
-            let nodes = tree.insert(area, handle, &pool, extent, physical)?;
-            state.add_blocks(self.volume, 1 + nodes.net())?;
-            let size = (u64::from(logical.0) + 1) * block_size;
-            state.fields_mut().set_size_bytes(size);
-            state.mark_data_changed(handle);
-            Ok::<_, Error>(())
-        })?;
+        self.inode
+            .try_update(self.volume, handle, |state, handle| {
+                let tree = self.inode.tree(self.volume);
+                let extent = Extent {
+                    logical,
+                    physical,
+                    len: 1,
+                    unwritten: false,
+                };
+                let area = state.fields_mut().block_area_mut();
+                let pool = PoolNodes {
+                    pool: &self.pool,
+                    allocator: &self.volume.allocator,
+                };
+                let nodes = tree.insert(area, handle, &pool, extent, physical)?;
+                state.add_blocks(self.volume, 1 + nodes.net())?;
+                let size = (u64::from(logical.0) + 1) * block_size;
+                state.fields_mut().set_size_bytes(size);
+                state.mark_data_changed(handle);
+                Ok::<_, Error>(())
+            })?;
         Ok(buffer)
     }
 }
@@ -209,10 +210,14 @@ impl NodeAllocator for PoolNodes<'_> {
         self.pool.take(self.allocator, handle)
     }
 
+    fn check_free(&self, run: Run) -> Result<()> {
+        self.allocator.check_free(run)
+    }
+
     fn free_node(&self, handle: &mut Handle<'_>, block: BlockNr) -> Result<()> {
         self.allocator.free(
             handle,
-            crate::ids::Run {
+            Run {
                 start: block,
                 len: 1,
             },

@@ -131,7 +131,7 @@ impl Inode {
         }
         let (first, whole) = (LogicalBlock(first), LogicalBlock(last));
         let last = self.last_of_step(volume, first, whole)?;
-        self.update(volume, handle, |state, handle| {
+        self.try_update(volume, handle, |state, handle| {
             let area = state.fields_mut().block_area_mut();
             let nodes = &*volume.allocator;
             let removed = self.tree(volume).remove(area, handle, nodes, first, last)?;
@@ -179,7 +179,11 @@ impl Inode {
     fn trim_blocks(&self, volume: &Volume, handle: &mut Handle<'_>, first: u64) -> Result<Removal> {
         let area = *self.state().fields().block_area();
         let trim = self.indirect(volume).plan_trim(&area, first)?;
-        self.update(volume, handle, |state, handle| {
+        let nodes = trim.nodes.iter().map(|&start| Run { start, len: 1 });
+        for run in trim.data.iter().copied().chain(nodes) {
+            volume.allocator.check_free(run)?;
+        }
+        self.try_update(volume, handle, |state, handle| {
             let is_metadata = is_directory(state);
             trim.apply(state.fields_mut().block_area_mut(), handle);
             let mut blocks = 0;

@@ -228,6 +228,25 @@ impl Inode {
         result
     }
 
+    /// As [`Inode::update`] with a change that can fail. If it does and has changed nothing, neither has
+    /// the handle: an operation that fails like this costs no more than itself.
+    ///
+    /// # Errors
+    /// What `change` returns.
+    pub(crate) fn try_update<R>(
+        &self,
+        volume: &Volume,
+        handle: &mut Handle<'_>,
+        change: impl FnOnce(&mut InodeState, &mut Handle<'_>) -> Result<R>,
+    ) -> Result<R> {
+        let mut state = self.state.write();
+        let result = change(&mut state, handle);
+        if result.is_ok() || *state.bytes.bytes() != *self.place.bytes(volume) {
+            self.write_back(volume, handle, &mut state);
+        }
+        result
+    }
+
     fn write_back(&self, volume: &Volume, handle: &mut Handle<'_>, state: &mut InodeState) {
         if self.is_deleted() {
             // The place in the table may be another inode's by now.

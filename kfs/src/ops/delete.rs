@@ -36,6 +36,7 @@ impl Filesystem {
             self.file(inode).free_all()?;
         }
         let xattr_block = self.xattr_block(inode)?;
+        self.volume.allocator.check_free_inode(inode.nr())?;
         let credits = CREDITS_INODE + CREDITS_ORPHAN + FREE_INODE_CREDITS + xattr::CREDITS + 2;
         self.volume.transact(credits, |handle| {
             self.release_xattr_block(handle, xattr_block)?;
@@ -77,6 +78,11 @@ impl Filesystem {
             0 => Ok(None),
             nr => {
                 let volume = &self.volume;
+                // What frees it later must not fail.
+                volume.allocator.check_free(Run {
+                    start: BlockNr(nr),
+                    len: 1,
+                })?;
                 XattrBlock::open(&volume.cache, &volume.geometry, BlockNr(nr)).map(Some)
             }
         }

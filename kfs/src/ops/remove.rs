@@ -35,7 +35,8 @@ impl Filesystem {
             })?;
             inode
         };
-        self.delete_if_nameless(&inode)
+        self.delete_if_nameless(&inode);
+        Ok(())
     }
 
     /// Removes an empty directory.
@@ -75,7 +76,8 @@ impl Filesystem {
             drop(_child);
             inode
         };
-        self.delete_if_nameless(&inode)
+        self.delete_if_nameless(&inode);
+        Ok(())
     }
 
     /// Takes one name away. Without names the inode is an orphan.
@@ -103,11 +105,17 @@ impl Filesystem {
         self.orphans.add(&self.volume, handle, inode);
     }
 
-    pub(super) fn delete_if_nameless(&self, inode: &Arc<Inode>) -> Result<()> {
+    /// Deletes an inode that has lost its last name, unless a client holds it. The name is gone, so
+    /// what goes wrong here is no failure of the operation: the inode stays an orphan, and the next
+    /// open tries again.
+    pub(super) fn delete_if_nameless(&self, inode: &Arc<Inode>) {
         let links = inode.state().fields().links_count();
         if links > 0 {
-            return Ok(());
+            return;
         }
-        self.delete_unreferenced(inode)
+        if let Err(error) = self.delete_unreferenced(inode) {
+            log::error!("inode {} stays an orphan: {error}", inode.nr());
+            self.note(&error);
+        }
     }
 }

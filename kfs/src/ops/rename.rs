@@ -2,7 +2,7 @@
 
 use super::{LINKS_MAX, file_type};
 use crate::corrupt::Corrupt;
-use crate::dir::FileName;
+use crate::dir::{FileName, ParentEntry};
 use crate::error::{Error, Result};
 use crate::fs::Filesystem;
 use crate::ids::InodeNr;
@@ -78,10 +78,10 @@ impl Filesystem {
             self.check_entries_changeable(new_directory, mode == RenameMode::Exchange)?;
             self.with_space(|| self.rename_locked(old, new, mode, &above))?
         };
-        match replaced {
-            Some(inode) => self.delete_if_nameless(&inode),
-            None => Ok(()),
+        if let Some(inode) = replaced {
+            self.delete_if_nameless(&inode);
         }
+        Ok(())
     }
 
     /// The directories above one, from its parent to the root. The rename lock is held.
@@ -154,13 +154,14 @@ impl Filesystem {
             self.check_links(new.directory)?;
         }
         let _moved = crosses.then(|| moved.lock_below()).transpose()?;
+        let dot_dot = self.parent_entry(moved, crosses)?;
         self.volume
             .transact(self.rename_credits(old, new)?, |handle| {
                 let kind = file_type(moved.mode());
                 self.directory(new.directory)
                     .add(handle, new.name, moved.nr(), kind)?;
                 self.directory(old.directory).remove(handle, old.name)?;
-                self.set_parent(handle, moved, crosses, new.directory)?;
+                self.set_parent(handle, moved, dot_dot.as_ref(), new.directory);
                 let change = i32::from(crosses);
                 self.touch_directory(old.directory, handle, -change);
                 self.touch_directory(new.directory, handle, change);
@@ -187,13 +188,14 @@ impl Filesystem {
         if is_directory && !self.directory(target).is_empty()? {
             return Err(Error::NotEmpty);
         }
+        let dot_dot = self.parent_entry(moved, crosses)?;
         self.volume
             .transact(self.rename_credits(old, new)?, |handle| {
                 let kind = file_type(moved.mode());
                 self.directory(new.directory)
                     .replace(handle, new.name, moved.nr(), kind)?;
                 self.directory(old.directory).remove(handle, old.name)?;
-                self.set_parent(handle, moved, crosses, new.directory)?;
+                self.set_parent(handle, moved, dot_dot.as_ref(), new.directory);
                 // A directory that loses its name takes its link to its parent along.
                 self.touch_directory(old.directory, handle, -i32::from(is_directory));
                 self.touch_directory(new.directory, handle, 0);
@@ -221,6 +223,8 @@ impl Filesystem {
             moved_crosses.then_some(moved),
             target_crosses.then_some(target),
         )?;
+        let moved_dot_dot = self.parent_entry(moved, moved_crosses)?;
+        let target_dot_dot = self.parent_entry(target, target_crosses)?;
         self.volume
             .transact(self.rename_credits(old, new)?, |handle| {
                 let moved_kind = file_type(moved.mode());
@@ -233,8 +237,8 @@ impl Filesystem {
                     target.nr(),
                     target_kind,
                 )?;
-                self.set_parent(handle, moved, moved_crosses, new.directory)?;
-                self.set_parent(handle, target, target_crosses, old.directory)?;
+                self.set_parent(handle, moved, moved_dot_dot.as_ref(), new.directory);
+                self.set_parent(handle, target, target_dot_dot.as_ref(), old.directory);
                 let gained = i32::from(moved_crosses) - i32::from(target_crosses);
                 self.touch_directory(old.directory, handle, -gained);
                 self.touch_directory(new.directory, handle, gained);
@@ -244,17 +248,23 @@ impl Filesystem {
             })
     }
 
+    /// Where the `..` of a directory lies that gets another parent.
+    fn parent_entry(&self, moved: &Inode, crosses: bool) -> Result<Option<ParentEntry>> {
+        crosses
+            .then(|| self.directory(moved).parent_entry())
+            .transpose()
+    }
+
     fn set_parent(
         &self,
         handle: &mut Handle<'_>,
         moved: &Inode,
-        crosses: bool,
+        dot_dot: Option<&ParentEntry>,
         parent: &Inode,
-    ) -> Result<()> {
-        if crosses {
-            self.directory(moved).set_parent(handle, parent.nr())
-        } else {
-            Ok(())
+    ) {
+        if let Some(dot_dot) = dot_dot {
+            self.directory(moved)
+                .set_parent(handle, dot_dot, parent.nr());
         }
     }
 

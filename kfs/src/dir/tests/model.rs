@@ -399,7 +399,11 @@ fn a_directory_moves_to_another_parent() {
             directory.add_now(&name_of(number), number + 13).unwrap();
         }
         directory
-            .with_handle(|d, handle| d.set_parent(handle, InodeNr(77)))
+            .with_handle(|d, handle| {
+                let entry = d.parent_entry()?;
+                d.set_parent(handle, &entry, InodeNr(77));
+                Ok(())
+            })
             .unwrap();
         let directory = reopened(directory);
         assert_eq!(directory.parent().unwrap(), InodeNr(77));

@@ -99,6 +99,10 @@ impl NodeAllocator for FakeAllocator {
         BlockNr(nr)
     }
 
+    fn check_free(&self, _: Run) -> Result<()> {
+        Ok(())
+    }
+
     fn free_node(&self, _: &mut Handle<'_>, block: BlockNr) -> Result<()> {
         assert!(self.0.lock().used.remove(&block.0), "freed twice: {block}");
         Ok(())
