@@ -4,7 +4,7 @@ use super::Checker;
 use super::blocks::{Visitor, walk};
 use super::htree::Tree;
 use super::inodes::InodeRef;
-use super::report::{Finding, FindingKind};
+use super::report::{Finding, FindingKind, Severity};
 use crate::corrupt::Corrupt;
 use crate::dir::DirectoryFormat;
 use crate::dir::block::{Entries, EntryRef};
@@ -233,7 +233,7 @@ impl Checker<'_> {
                 self.findings.corrupt(FindingKind::Directory, nr, &damage);
             }
             match (block.0, index) {
-                (0, 0 | 1) => self.check_dot(scan, index, &entry),
+                (0, 0 | 1) => self.check_dot(scan, bytes, index, &entry),
                 _ if entry.is_used() => self.check_entry(scan, block, &entry),
                 _ => {}
             }
@@ -241,12 +241,15 @@ impl Checker<'_> {
     }
 
     /// The first two entries of a directory.
-    fn check_dot(&mut self, scan: &mut Scan, index: usize, entry: &EntryRef<'_>) {
+    fn check_dot(&mut self, scan: &mut Scan, bytes: &[u8], index: usize, entry: &EntryRef<'_>) {
         let nr = scan.format.inode;
         let name: &[u8] = if index == 0 { b"." } else { b".." };
         let is_right = entry.is_used()
             && entry.name == name
             && (index == 1 || entry.inode == nr.0 && entry.rec_len == dirent_size(1));
+        // Readers of old compare these names as strings of C.
+        let is_right =
+            is_right && bytes.get(entry.offset + DIRENT_HEADER_SIZE + name.len()) == Some(&0);
         if !is_right {
             let damage = Corrupt::DirectoryDots { inode: nr };
             self.findings.corrupt(FindingKind::Directory, nr, &damage);
@@ -302,12 +305,17 @@ impl Checker<'_> {
     }
 
     fn entry_error(&mut self, nr: InodeNr, entry: &EntryRef<'_>, what: &str) {
+        self.entry_finding(Severity::Error, nr, entry, what);
+    }
+
+    fn entry_finding(&mut self, severity: Severity, nr: InodeNr, entry: &EntryRef<'_>, what: &str) {
         let text = format!(
             "directory {nr}: the entry '{}' {what}",
             entry.name.escape_ascii()
         );
-        self.findings
-            .add(Finding::error(FindingKind::Entry, text).inode(nr));
+        let mut finding = Finding::error(FindingKind::Entry, text).inode(nr);
+        finding.severity = severity;
+        self.findings.add(finding);
     }
 
     /// Checks the inode that an entry names and counts the name. Whether it is a directory.
@@ -338,7 +346,12 @@ impl Checker<'_> {
         };
         if entry.file_type != expected {
             let what = format!("has type {} instead of {expected}", entry.file_type);
-            self.entry_error(nr, entry, &what);
+            if entry.file_type == FileType::Unknown as u8 {
+                // Whoever wants to know asks the inode.
+                self.entry_finding(Severity::Warning, nr, entry, &what);
+            } else {
+                self.entry_error(nr, entry, &what);
+            }
         }
         state.is_directory()
     }

@@ -18,9 +18,7 @@ const FOREIGN_FLAGS: InodeFlags = InodeFlags::ENCRYPT
     .union(InodeFlags::EA_INODE)
     .union(InodeFlags::INLINE_DATA)
     .union(InodeFlags::CASEFOLD)
-    .union(InodeFlags::VERITY)
-    // Blocks of a compressed file.
-    .union(InodeFlags::from_bits_retain(0x200));
+    .union(InodeFlags::VERITY);
 /// Smallest `i_extra_isize` of an inode with extra fields: itself and half a checksum.
 const EXTRA_ISIZE_MIN: usize = 4;
 /// Largest file of a volume without large_file.
@@ -37,15 +35,18 @@ impl Checker<'_> {
         for text in field_rules(&geometry, inode) {
             wrong(text.to_string());
         }
-        let raw_extra = inode.extra_isize_raw();
-        if geometry.inode_size as usize > INODE_FIXED_SIZE
-            && raw_extra != 0
-            && (raw_extra < EXTRA_ISIZE_MIN || inode.extra_isize() != raw_extra)
-        {
-            wrong(format!("i_extra_isize is {raw_extra}"));
-        }
         if has_impossible_time(inode) {
             wrong("a time is before 1901 and after 2446".to_string());
+        }
+        self.check_extra_isize(nr, inode);
+    }
+
+    /// The length of the extra fields, on which the place of the checksum depends.
+    pub(super) fn check_extra_isize(&mut self, nr: InodeNr, inode: &InodeRef<'_>) {
+        let found = inode.extra_isize_raw();
+        if found != 0 && (found < EXTRA_ISIZE_MIN || inode.extra_isize() != found) {
+            let text = format!("i_extra_isize is {found}");
+            self.findings.inode(FindingKind::Inode, nr, text);
         }
     }
 
@@ -61,7 +62,8 @@ impl Checker<'_> {
         let size = full_size(inode);
         let block_size = u64::from(geometry.block_size);
         let text = match inode.mode() & S_IFMT {
-            S_IFREG => regular_size(&geometry, inode, counted, is_orphan),
+            // Inodes that are reserved may have no mode.
+            S_IFREG | 0 => regular_size(&geometry, inode, counted, is_orphan),
             S_IFDIR if counted.end == 0 => Some("a directory without blocks".to_string()),
             S_IFDIR if counted.has_unwritten => {
                 Some("a directory with blocks that were never written".to_string())
@@ -121,7 +123,7 @@ fn regular_size(
     counted: &Counted,
     is_orphan: bool,
 ) -> Option<String> {
-    let size = inode.size_bytes();
+    let size = full_size(inode);
     let block_size = u64::from(geometry.block_size);
     // An interrupted truncate leaves blocks beyond the size.
     let last = counted.written_end.saturating_sub(1);
@@ -215,10 +217,6 @@ fn field_rules(geometry: &Geometry, inode: &InodeRef<'_>) -> Vec<&'static str> {
         (
             raw.i_file_acl_high.get() != 0 && !is_64bit,
             "the upper half of i_file_acl in a volume of 32 bits",
-        ),
-        (
-            is_special && raw.i_block[16..].iter().any(|&byte| byte != 0),
-            "a special file with blocks",
         ),
     ];
     texts_of(&rules)

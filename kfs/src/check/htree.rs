@@ -105,7 +105,8 @@ impl Checker<'_> {
         };
         let levels = info.indirect_levels;
         let hasher = NameHasher::new(info.hash_version, format.hash_unsigned, format.hash_seed);
-        let is_sound = info.info_length == ROOT_INFO_SIZE
+        let is_sound = info.reserved_zero.get() == 0
+            && info.info_length == ROOT_INFO_SIZE
             && levels <= levels_max
             && info.hash_version <= HASH_TEA
             && info.unused_flags & FLAG_INCOMPATIBLE == 0

@@ -21,6 +21,10 @@ const BAD_BLOCKS_INODE: u32 = 1;
 /// The inode of a boot loader, which may be a regular file.
 const BOOT_LOADER_INODE: u32 = 5;
 
+/// Inodes of features: user and group quota, resizing, the journal. Without their feature nothing but
+/// their being empty counts.
+const FEATURE_INODES: [u32; 4] = [3, 4, RESIZE_INODE, InodeNr::JOURNAL.0];
+
 /// An inode as it lies in a table.
 pub(super) type InodeRef<'b> = InodeBytes<&'b [u8]>;
 
@@ -94,7 +98,7 @@ impl Visitor for Tally<'_> {
 /// Whether `i_block` names blocks.
 pub(super) fn has_blocks<B: AsRef<[u8]>>(inode: &InodeBytes<B>) -> bool {
     match inode.mode() & S_IFMT {
-        S_IFREG | S_IFDIR | 0 => true,
+        S_IFREG | S_IFDIR => true,
         S_IFLNK => !is_fast_symlink(inode),
         _ => false,
     }
@@ -170,6 +174,10 @@ impl Checker<'_> {
         let geometry = self.image.geometry;
         let is_orphan = self.orphans.contains(nr);
         let is_reserved = nr < geometry.first_inode && nr != InodeNr::ROOT;
+        if !is_orphan && self.is_low_dtime(inode.dtime()) {
+            let text = "looks like one of the orphan list, which does not have it";
+            self.findings.inode(FindingKind::Orphans, nr, text);
+        }
         if inode.links_count() == 0 && !is_orphan && !is_reserved {
             self.check_free_inode(nr, inode);
             return Ok(());
@@ -209,6 +217,14 @@ impl Checker<'_> {
         self.check_content(nr, inode, is_orphan)
     }
 
+    /// Whether a time of deletion is rather the number of an inode, the next one of the orphan list:
+    /// a time so small, on a volume whose clock was right.
+    fn is_low_dtime(&self, dtime: u32) -> bool {
+        let count = self.image.geometry.inodes_count;
+        let is_clock_right = self.superblock.s_wtime.get() >= count;
+        dtime != 0 && dtime < count && is_clock_right
+    }
+
     fn count(&mut self, file_type: FileType) {
         match file_type {
             FileType::Regular => self.totals.files += 1,
@@ -226,6 +242,9 @@ impl Checker<'_> {
             let damage = Corrupt::InodeChecksum { inode: nr };
             self.findings.corrupt(FindingKind::Inode, nr, &damage);
         }
+        if self.image.geometry.csum_seed.is_some() {
+            self.check_extra_isize(nr, inode);
+        }
         if inode.dtime() == 0 && inode.mode() != 0 {
             let text = "has no names and no time of deletion";
             self.findings.inode(FindingKind::Inode, nr, text);
@@ -238,34 +257,23 @@ impl Checker<'_> {
         let file_type = FileType::from_mode(inode.mode());
         let state = InodeState::new(inode.links_count(), file_type);
         self.states.insert(nr, state.nameless());
-        let raw = inode.raw();
-        let is_clear = inode.links_count() == 0
-            && raw.i_blocks_lo.get() == 0
-            && raw.i_block.iter().take(4).all(|&byte| byte == 0);
-        let wrong = if Some(nr) == geometry.journal_inode {
-            (inode.mode() & S_IFMT != S_IFREG).then_some("the journal is not a regular file")
-        } else if nr.0 == RESIZE_INODE && geometry.compat.contains(Compat::RESIZE_INODE) {
+        if Some(nr) == geometry.journal_inode {
+            if file_type != FileType::Regular {
+                let text = "the journal is not a regular file";
+                self.findings.inode(FindingKind::Journal, nr, text);
+            }
+            self.check_fields(nr, inode);
+            return self.check_content(nr, inode, false);
+        }
+        if nr.0 == RESIZE_INODE && geometry.compat.contains(Compat::RESIZE_INODE) {
             return self.check_resize_inode(inode);
-        } else if matches!(nr, InodeNr(RESIZE_INODE) | InodeNr::JOURNAL) {
-            (!is_clear).then_some("reserved and not in use, but not empty")
-        } else if nr.0 == BAD_BLOCKS_INODE {
-            let is_used = inode.mode() != 0
-                || inode.uid() != 0
-                || inode.gid() != 0
-                || inode.links_count() != 0
-                || inode.file_acl() != 0
-                || inode.flags().contains(InodeFlags::INLINE_DATA);
-            is_used.then_some("the list of bad blocks has fields of a file")
-        } else if nr.0 == BOOT_LOADER_INODE {
-            (inode.mode() & S_IFMT == S_IFDIR).then_some("the boot loader is a directory")
-        } else {
-            (inode.mode() != 0).then_some("reserved, but has a mode")
-        };
-        if let Some(text) = wrong {
+        }
+        if let Some(text) = reserved_rule(nr, inode) {
             self.findings.inode(FindingKind::Inode, nr, text);
         }
-        if Some(nr) == geometry.journal_inode {
-            self.check_fields(nr, inode);
+        self.check_extra_isize(nr, inode);
+        if FEATURE_INODES.contains(&nr.0) {
+            return Ok(());
         }
         self.check_content(nr, inode, false)
     }
@@ -274,7 +282,7 @@ impl Checker<'_> {
     fn check_content(&mut self, nr: InodeNr, inode: &InodeRef<'_>, is_orphan: bool) -> Result<()> {
         let xattr_blocks = self.check_xattrs(nr, inode)?;
         let mut tally = Tally::new(&mut self.claims, &mut self.findings, nr);
-        if has_blocks(inode) {
+        if has_blocks(inode) || nr.0 == BAD_BLOCKS_INODE {
             walk(&self.image, nr, inode, &mut tally)?;
         }
         let Tally {
@@ -316,10 +324,40 @@ impl Checker<'_> {
 }
 
 /// The blocks of an inode.
+#[derive(Default)]
 pub(super) struct Counted {
     pub(super) blocks: u64,
     pub(super) end: u64,
     pub(super) written_end: u64,
     pub(super) has_unwritten: bool,
     pub(super) extents: u64,
+}
+
+/// What is wrong with a reserved inode that no feature in use has.
+fn reserved_rule(nr: InodeNr, inode: &InodeRef<'_>) -> Option<&'static str> {
+    let raw = inode.raw();
+    let is_clear = inode.links_count() == 0
+        && raw.i_blocks_lo.get() == 0
+        && raw.i_block.iter().take(4).all(|&byte| byte == 0);
+    if FEATURE_INODES.contains(&nr.0) {
+        return (!is_clear).then_some("reserved and not in use, but not empty");
+    }
+    if inode.mode() == 0 && !inode.flags().is_empty() {
+        return Some("reserved and not in use, but has flags");
+    }
+    match nr.0 {
+        BAD_BLOCKS_INODE => {
+            let is_file = inode.mode() != 0
+                || inode.uid() != 0
+                || inode.gid() != 0
+                || inode.links_count() != 0
+                || inode.file_acl() != 0
+                || inode.flags().contains(InodeFlags::INLINE_DATA);
+            is_file.then_some("the list of bad blocks has fields of a file")
+        }
+        BOOT_LOADER_INODE => {
+            (inode.mode() & S_IFMT == S_IFDIR).then_some("the boot loader is a directory")
+        }
+        _ => (inode.mode() != 0).then_some("reserved, but has a mode"),
+    }
 }

@@ -137,13 +137,27 @@ impl Checker<'_> {
         };
         let is_due = geometry.incompat.contains(Incompat::RECOVER);
         if log.s_start.get() != 0 && !is_due && self.recovery.journal.is_none() {
+            // Whoever opens the volume takes them for leftovers.
             let text = "the journal has transactions, which the superblock does not say";
-            self.findings.inode(FindingKind::Journal, nr, text);
-        }
-        if log.s_errno.get() != 0 {
-            let text = "the journal has an error on record";
             self.findings
                 .add(Finding::warning(FindingKind::Journal, text).inode(nr));
+        }
+        if log.s_errno.get() != 0 {
+            let text = "the journal was aborted, and what has happened since is not known";
+            self.findings.inode(FindingKind::Journal, nr, text);
+        }
+        for (is_wrong, field, value) in [
+            (
+                log.s_feature_ro_compat.get() != 0,
+                "s_feature_ro_compat",
+                log.s_feature_ro_compat.get(),
+            ),
+            (log.s_nr_users.get() > 1, "s_nr_users", log.s_nr_users.get()),
+        ] {
+            if is_wrong {
+                let damage = Corrupt::JournalSuperblockField { field, value };
+                self.findings.corrupt(FindingKind::Journal, nr, &damage);
+            }
         }
         Ok(())
     }

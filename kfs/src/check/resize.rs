@@ -3,7 +3,7 @@
 
 use super::Checker;
 use super::blocks::{Visitor, pointers, walk};
-use super::inodes::InodeRef;
+use super::inodes::{Counted, InodeRef};
 use super::report::{Finding, FindingKind};
 use crate::corrupt::Corrupt;
 use crate::error::Result;
@@ -75,6 +75,8 @@ impl Checker<'_> {
         }
         let xattr_blocks = self.check_xattrs(nr, inode)?;
         self.check_block_count(nr, inode, blocks + xattr_blocks);
+        let counted = Counted::default();
+        self.check_size(nr, inode, &counted, false)?;
         self.check_reserved_blocks(block)
     }
 

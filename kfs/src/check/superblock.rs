@@ -214,6 +214,10 @@ fn feature_rules(raw: &RawSuperblock) -> Vec<(bool, &'static str)> {
             "a journal in a volume without one",
         ),
         (
+            raw.s_journal_uuid != [0; 16] || has_journal && raw.s_journal_dev.get() != 0,
+            "an external journal besides the inode",
+        ),
+        (
             has_journal && raw.s_journal_inum.get() == 0,
             "the journal has no inode",
         ),
@@ -231,10 +235,8 @@ fn feature_rules(raw: &RawSuperblock) -> Vec<(bool, &'static str)> {
 /// Fields that are wrong, by name and value.
 fn field_rules(raw: &RawSuperblock, geometry: &Geometry) -> Vec<(bool, &'static str, u64)> {
     let extra_max = (geometry.inode_size - 128) as u16;
-    let bad_extra = |extra: u16| extra_max > 0 && (extra > extra_max || !extra.is_multiple_of(4));
+    let bad_extra = |extra: u16| extra_max > 0 && extra > extra_max;
     let reserved = raw.s_reserved_gdt_blocks.get();
-    let desc_size = raw.s_desc_size.get();
-    let is_64bit = raw.incompat().contains(Incompat::BIT64);
     let overhead = u64::from(raw.s_overhead_clusters.get());
     vec![
         (
@@ -258,11 +260,6 @@ fn field_rules(raw: &RawSuperblock, geometry: &Geometry) -> Vec<(bool, &'static 
             reserved.into(),
         ),
         (
-            !is_64bit && !matches!(desc_size, 0 | 32),
-            "s_desc_size",
-            desc_size.into(),
-        ),
-        (
             bad_extra(raw.s_min_extra_isize.get()),
             "s_min_extra_isize",
             raw.s_min_extra_isize.get().into(),
@@ -273,6 +270,21 @@ fn field_rules(raw: &RawSuperblock, geometry: &Geometry) -> Vec<(bool, &'static 
             raw.s_want_extra_isize.get().into(),
         ),
         (raw.s_uuid == [0; 16], "s_uuid", 0),
+        (
+            raw.s_usr_quota_inum.get() != 0,
+            "s_usr_quota_inum",
+            raw.s_usr_quota_inum.get().into(),
+        ),
+        (
+            raw.s_grp_quota_inum.get() != 0,
+            "s_grp_quota_inum",
+            raw.s_grp_quota_inum.get().into(),
+        ),
+        (
+            raw.s_prj_quota_inum.get() != 0,
+            "s_prj_quota_inum",
+            raw.s_prj_quota_inum.get().into(),
+        ),
         (
             overhead > geometry.blocks_count,
             "s_overhead_clusters",

@@ -118,6 +118,9 @@ pub(crate) fn audit(inode: InodeNr, region: &[u8], first: usize, must_hash: bool
     for (entry, (raw, name)) in entries.iter().zip(raw) {
         let size = raw.e_value_size.get();
         let offset = usize::from(raw.e_value_offs.get());
+        if raw.e_name_index == 0 {
+            return Err(Corrupt::XattrName { inode, offset }.into());
+        }
         if raw.e_value_inum.get() != 0 || offset > region.len() {
             return Err(Corrupt::XattrValueOutside {
                 inode,
@@ -126,9 +129,14 @@ pub(crate) fn audit(inode: InodeNr, region: &[u8], first: usize, must_hash: bool
             }
             .into());
         }
+        // The hash is over whole words.
+        let value = match entry.bytes().len() {
+            0 => &[],
+            len => &region[offset..offset + value_size(len)],
+        };
         let found = raw.e_hash.get();
-        let is_right = found == entry_hash(name, entry.bytes())
-            || found == entry_hash_signed(name, entry.bytes())
+        let is_right = found == entry_hash(name, value)
+            || found == entry_hash_signed(name, value)
             || !must_hash && found == 0;
         if !is_right {
             let name = name.escape_ascii().to_string();
