@@ -8,18 +8,25 @@
 //! many; `KFS_CHECK_VERBOSE=1` prints where the check says more.
 
 use kfs::check::{CheckOptions, CheckReport, Verdict, check};
+use kfs::{Filesystem, MountOptions, NewNode, SliceSource, WriteOptions};
 use kfs_disk::{BlockDevice, MemoryDevice};
-use kfs_tests::damage::{Base, RECIPES, damage, fix_checksums};
+use kfs_tests::damage::{Base, RECIPES, damage, damage_heavily, fix_checksums};
+use kfs_tests::workload::Workload;
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Images looked at without a wish for more.
 const SEEDS: u64 = 360;
 /// e2fsck's exit status from which on it has found something that is not repaired.
 const EXIT_DAMAGED: i32 = 4;
+/// Images with heavy damage, of each kind.
+const HEAVY_SEEDS: u64 = 12;
+/// What a check of one of them may take.
+const HEAVY_PATIENCE: Duration = Duration::from_secs(10);
 /// Seconds that e2fsck may take.
 const PATIENCE: &str = "30";
 
@@ -158,7 +165,11 @@ fn examine(patient: &Patient, seed: u64, folder: &Path, score: &mut Score, is_ve
     let verdict = report
         .as_ref()
         .map_or(Verdict::Broken, CheckReport::verdict);
-    let (status, text) = patient.judge(&bytes);
+    let (status, text) = if patient.base.is_dirty {
+        patient.judge_recovered(&bytes, folder)
+    } else {
+        patient.judge(&bytes)
+    };
     let context = || {
         let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
         let fixed = if are_fixed { ", checksums right" } else { "" };
@@ -178,6 +189,7 @@ fn examine(patient: &Patient, seed: u64, folder: &Path, score: &mut Score, is_ve
         (false, Verdict::Clean) => score.agreed.1 += 1,
         (true, Verdict::Clean) => score.misses.push(context()),
         (false, Verdict::NeedsRecovery) => score.recovered += 1,
+        (true, Verdict::NeedsRecovery) if patient.base.is_dirty => score.misses.push(context()),
         (true, Verdict::NeedsRecovery) => {
             let (after, after_text) = patient.judge_recovered(&bytes, folder);
             if after == Some(0) {
@@ -204,19 +216,46 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
+/// How many pieces of each kind an image has.
+fn pieces(base: &Base) -> String {
+    let mut counts: BTreeMap<String, u32> = BTreeMap::new();
+    for object in &base.map.objects {
+        let kind = format!("{:?}", object.kind);
+        let kind = kind.split('(').next().unwrap_or_default().to_string();
+        *counts.entry(kind).or_default() += 1;
+    }
+    let counts: Vec<String> = counts.iter().map(|(k, n)| format!("{k} {n}")).collect();
+    counts.join(", ")
+}
+
+fn patients(folder: &Path) -> Vec<Patient> {
+    let mut bases: Vec<Base> = RECIPES
+        .iter()
+        .map(|recipe| Base::make(*recipe, folder))
+        .collect();
+    bases.push(Base::made_by_kfs());
+    bases.push(Base::left_by_kfs());
+    bases
+        .into_iter()
+        .enumerate()
+        .map(|(index, base)| {
+            let said = describe(&look(&base.bytes));
+            let expected = if base.is_dirty {
+                "NeedsRecovery\n"
+            } else {
+                "Clean\n"
+            };
+            assert_eq!(said, expected, "{}, not damaged", base.recipe.name);
+            println!("{}: {}", base.recipe.name, pieces(&base));
+            Patient::new(base, folder.join(format!("image{index}")))
+        })
+        .collect()
+}
+
 #[test]
 fn what_e2fsck_calls_broken_is_never_clean() {
     let folder = folder();
-    let patients: Vec<Patient> = RECIPES
-        .iter()
-        .enumerate()
-        .map(|(index, recipe)| {
-            let base = Base::make(*recipe, folder.path());
-            let said = describe(&look(&base.bytes));
-            assert_eq!(said, "Clean\n", "{}, not damaged", recipe.name);
-            Patient::new(base, folder.path().join(format!("image{index}")))
-        })
-        .collect();
+    let patients = patients(folder.path());
     let seeds = match number("KFS_CHECK_SEED") {
         Some(seed) => seed..seed + 1,
         None => {
@@ -226,6 +265,7 @@ fn what_e2fsck_calls_broken_is_never_clean() {
     };
     let is_verbose = std::env::var_os("KFS_CHECK_VERBOSE").is_some();
     let mut score = Score::default();
+    let count = seeds.end - seeds.start;
     for seed in seeds {
         let patient = &patients[(seed / 2) as usize % patients.len()];
         examine(patient, seed, folder.path(), &mut score, is_verbose);
@@ -243,4 +283,84 @@ fn what_e2fsck_calls_broken_is_never_clean() {
         println!("MISS {miss}\n");
     }
     assert!(score.misses.is_empty(), "{} misses", score.misses.len());
+    if count >= SEEDS {
+        // A check that calls everything broken would never miss.
+        assert!(score.agreed.1 > count / 10, "too little is clean");
+        assert!(score.more() < count / 20, "the check cries wolf");
+    }
+}
+
+#[test]
+fn heavy_damage_neither_panics_nor_hangs() {
+    let folder = folder();
+    for patient in patients(folder.path()) {
+        let base = &patient.base;
+        for seed in 0..HEAVY_SEEDS {
+            let mut bytes = base.bytes.clone();
+            damage_heavily(&mut bytes, &base.map, seed, 40 + seed as u32 * 40);
+            // Something of the superblock must be right to get anywhere.
+            bytes[1024..2048].copy_from_slice(&base.bytes[1024..2048]);
+            if seed % 2 == 0 {
+                fix_checksums(&mut bytes, &base.map);
+            }
+            let begin = Instant::now();
+            let report = look(&bytes);
+            let name = base.recipe.name;
+            assert!(
+                begin.elapsed() < HEAVY_PATIENCE,
+                "{name}, seed {seed}: {:?}",
+                begin.elapsed()
+            );
+            let verdict = report.map(|report| report.verdict());
+            assert!(
+                !matches!(verdict, Ok(Verdict::Clean)),
+                "{name}, seed {seed}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_volume_in_use_needs_recovery_and_nothing_else() {
+    let device = Arc::new(MemoryDevice::new(10 << 20));
+    mkfs::format(&*device, &mkfs::Options::default()).expect("formats");
+    let options = || MountOptions {
+        commit_interval: None,
+        ..MountOptions::default()
+    };
+    let open = |device: &Arc<MemoryDevice>| {
+        Filesystem::open(Arc::clone(device) as Arc<dyn BlockDevice>, options()).expect("opens")
+    };
+    let fs = open(&device);
+    let mut workload = Workload::new(Arc::clone(&fs), 3);
+    for _ in 0..100 {
+        workload.operate().expect("memory does not fail");
+    }
+    let root = fs.root().expect("root");
+    for (name, mode) in [(b"file", 0o100_644), (b"fold", 0o040_755)] {
+        let node = NewNode {
+            mode,
+            ..NewNode::default()
+        };
+        let inode = fs.create(&root, name, &node).expect("creates");
+        // As a client does that has it open.
+        fs.acquire(&inode, 1);
+        if mode == 0o100_644 {
+            let mut source = SliceSource::new(&[1; 9000]);
+            fs.write(&inode, 0, 9000, &mut source, WriteOptions::default())
+                .expect("writes");
+            fs.unlink(&root, name).expect("removes");
+        } else {
+            fs.rmdir(&root, name).expect("removes");
+        }
+    }
+    fs.sync().expect("syncs");
+    let crashed = Arc::new(device.snapshot());
+    let report = look(&crashed.to_vec()).expect("can be checked");
+    assert_eq!(report.verdict(), Verdict::NeedsRecovery, "{report:#?}");
+    assert_eq!((report.errors, report.recovery.orphans), (0, 2));
+    assert!(report.recovery.journal.is_some_and(|r| r.blocks > 0));
+    open(&crashed).close().expect("closes");
+    let report = look(&crashed.to_vec()).expect("can be checked");
+    assert_eq!(report.verdict(), Verdict::Clean, "{report:#?}");
 }

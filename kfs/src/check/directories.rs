@@ -90,7 +90,9 @@ impl Checker<'_> {
         // In a sound volume each block belongs to one directory at the most.
         self.walk_budget = self.image.geometry.blocks_count;
         self.for_each_used_inode(|checker, nr, inode| {
-            if !checker.states.get(nr).is_some_and(|s| s.is_directory()) {
+            // A directory that is an orphan is empty, and what it names does not count that.
+            let state = checker.states.get(nr);
+            if !state.is_some_and(|state| state.is_directory() && !state.is_nameless()) {
                 return Ok(());
             }
             checker.check_directory(nr, inode)?;

@@ -208,6 +208,9 @@ impl Checker<'_> {
         if is_orphan && inode.links_count() == 0 || is_special {
             state = state.nameless();
         }
+        if inode.flags().contains(InodeFlags::INDEX) {
+            state = state.indexed();
+        }
         self.states.insert(nr, state);
         self.count(file_type);
         if file_type == FileType::Directory {

@@ -113,9 +113,14 @@ pub fn check(
         match journal::replay(&opened.image, options.replay_bytes_max, &mut findings)? {
             Replayed::Done(device, replay) => {
                 recovery.journal = Some(replay);
-                // The journal may have held the superblock.
-                findings = Findings::new(options.findings_max);
-                match superblock::open(device, &mut findings)? {
+                // The journal may have held the superblock. What was wrong with the one before
+                // keeps the journal from being replayed at all.
+                let mut after = Findings::new(options.findings_max);
+                let again = superblock::open(device, &mut after)?;
+                if findings.is_empty() {
+                    findings = after;
+                }
+                match again {
                     Some(again) => opened = again,
                     None => return Ok(findings.into_report(Totals::default(), recovery, false)),
                 }
@@ -185,7 +190,7 @@ impl<'p> Checker<'p> {
     }
 
     fn run(mut self) -> Result<CheckReport> {
-        self.check_superblock();
+        self.check_state();
         self.check_backups()?;
         self.check_groups();
         self.check_journal()?;

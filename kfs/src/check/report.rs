@@ -167,6 +167,10 @@ impl Findings {
         }
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.errors + self.warnings == 0
+    }
+
     pub(super) fn add(&mut self, finding: Finding) {
         match finding.severity {
             Severity::Error => self.errors += 1,

@@ -17,6 +17,7 @@ pub(super) struct InodeState {
 
 const USED: u8 = 1;
 const NO_NAME_NEEDED: u8 = 2;
+const INDEXED: u8 = 4;
 
 impl InodeState {
     pub(super) fn new(links: u16, file_type: FileType) -> Self {
@@ -34,12 +35,22 @@ impl InodeState {
         self
     }
 
+    /// A directory with a hash tree.
+    pub(super) fn indexed(mut self) -> Self {
+        self.flags |= INDEXED;
+        self
+    }
+
     fn is_used(self) -> bool {
         self.flags & USED != 0
     }
 
     pub(super) fn is_nameless(self) -> bool {
         self.flags & NO_NAME_NEEDED != 0
+    }
+
+    pub(super) fn is_indexed(self) -> bool {
+        self.flags & INDEXED != 0
     }
 
     pub(super) fn is_directory(self) -> bool {

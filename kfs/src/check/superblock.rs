@@ -27,6 +27,8 @@ const COMPAT_KNOWN: Compat = Compat::DIR_PREALLOC
     .union(Compat::FAST_COMMIT)
     .union(Compat::STABLE_INODES)
     .union(Compat::ORPHAN_FILE);
+/// `s_desc_size` must be in reason even where nothing uses it.
+const DESC_SIZE_MAX: u16 = 1024;
 /// `s_creator_os`: the only one whose inodes the crate knows.
 const OS_LINUX: u32 = 0;
 /// Copies of the superblock that are compared.
@@ -74,6 +76,7 @@ pub(super) fn open(
         let names = format!("{} block groups", geometry.groups_count);
         return Err(Error::Unsupported { names });
     }
+    check_rules(&superblock, &geometry, findings);
     let image = Image { device, geometry };
     Ok(Some(Opened { image, superblock }))
 }
@@ -128,26 +131,28 @@ fn check_support(superblock: &RawSuperblock) -> Result<()> {
     Err(Error::Unsupported { names })
 }
 
+/// Checks fields that [`Geometry`] has no use for, and features that exclude each other.
+fn check_rules(raw: &RawSuperblock, geometry: &Geometry, findings: &mut Findings) {
+    let mut wrong = |text: String| {
+        findings.add(Finding::error(FindingKind::Superblock, text));
+    };
+    for (is_wrong, text) in feature_rules(raw) {
+        if is_wrong {
+            wrong(format!("superblock: {text}"));
+        }
+    }
+    for (is_wrong, field, value) in field_rules(raw, geometry) {
+        if is_wrong {
+            let text = format!("superblock field {field} has the impossible value {value}");
+            wrong(text);
+        }
+    }
+}
+
 impl Checker<'_> {
-    /// Fields that [`Geometry`] has no use for, and features that exclude each other.
-    pub(super) fn check_superblock(&mut self) {
-        let mut wrong = |text: String| {
-            self.findings
-                .add(Finding::error(FindingKind::Superblock, text));
-        };
+    /// Notes what the superblock says of the volume's state.
+    pub(super) fn check_state(&mut self) {
         let raw = &self.superblock;
-        for (is_wrong, text) in feature_rules(raw) {
-            if is_wrong {
-                wrong(format!("superblock: {text}"));
-            }
-        }
-        for (is_wrong, field, value) in field_rules(raw, &self.image.geometry) {
-            if is_wrong {
-                wrong(format!(
-                    "superblock field {field} has the impossible value {value}"
-                ));
-            }
-        }
         if raw.s_state.get() & STATE_ERROR != 0 {
             let text = "superblock: errors are on record";
             self.findings
@@ -237,6 +242,7 @@ fn field_rules(raw: &RawSuperblock, geometry: &Geometry) -> Vec<(bool, &'static 
     let extra_max = (geometry.inode_size - 128) as u16;
     let bad_extra = |extra: u16| extra_max > 0 && extra > extra_max;
     let reserved = raw.s_reserved_gdt_blocks.get();
+    let desc_size = raw.s_desc_size.get();
     let overhead = u64::from(raw.s_overhead_clusters.get());
     vec![
         (
@@ -268,6 +274,11 @@ fn field_rules(raw: &RawSuperblock, geometry: &Geometry) -> Vec<(bool, &'static 
             bad_extra(raw.s_want_extra_isize.get()),
             "s_want_extra_isize",
             raw.s_want_extra_isize.get().into(),
+        ),
+        (
+            desc_size != 0 && (!desc_size.is_power_of_two() || desc_size > DESC_SIZE_MAX),
+            "s_desc_size",
+            desc_size.into(),
         ),
         (raw.s_uuid == [0; 16], "s_uuid", 0),
         (

@@ -253,7 +253,14 @@ impl RawJournalSuperblock {
         if start != 0 && !(self.s_first.get()..self.log_end()).contains(&start) {
             return Err(field("s_start", start));
         }
+        let both = JournalIncompat::CSUM_V2 | JournalIncompat::CSUM_V3;
+        if self.incompat().contains(both) {
+            return Err(field("s_feature_incompat", self.s_feature_incompat.get()));
+        }
         if self.has_checksum() {
+            if self.s_checksum_type != CHECKSUM_CRC32C {
+                return Err(field("s_checksum_type", self.s_checksum_type.into()));
+            }
             let mut copy = self.clone();
             copy.update_checksum();
             if copy.s_checksum.get() != self.s_checksum.get() {

@@ -22,8 +22,11 @@ impl fmt::Display for Change {
     }
 }
 
+/// Whether a kind is one of some.
+type Fits = fn(ObjectKind) -> bool;
+
 /// Kinds of pieces, each to be hit as often as its weight says, however many there are.
-const WEIGHTS: &[(u64, fn(ObjectKind) -> bool)] = &[
+const WEIGHTS: &[(u64, Fits)] = &[
     (10, |kind| kind == ObjectKind::Superblock),
     (10, |kind| matches!(kind, ObjectKind::Desc(_))),
     (4, |kind| matches!(kind, ObjectKind::BlockBitmap(_))),
@@ -61,9 +64,16 @@ pub fn damage(image: &mut [u8], map: &Map, seed: u64) -> Vec<Change> {
         7 | 8 => 2,
         _ => 3,
     };
-    (0..count)
-        .map(|_| change_one(image, map, &mut random))
-        .collect()
+    change(image, map, count, &mut random)
+}
+
+/// Changes an image in `count` places as `seed` has it.
+pub fn damage_heavily(image: &mut [u8], map: &Map, seed: u64, count: u32) {
+    change(image, map, count, &mut Random(SplitMix64::new(seed)));
+}
+
+fn change(image: &mut [u8], map: &Map, count: u32, random: &mut Random) -> Vec<Change> {
+    (0..count).map(|_| change_one(image, map, random)).collect()
 }
 
 fn choose(map: &Map, random: &mut Random) -> Object {

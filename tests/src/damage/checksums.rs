@@ -58,11 +58,11 @@ fn fix_object(
     let block = BlockNr((object.offset >> geometry.block_size_bits) as u64);
     let bytes = object.of_mut(image);
     match object.kind {
-        ObjectKind::Inode(nr) | ObjectKind::FreeInode(nr) => {
-            // An inode that was never used has no checksum.
-            if bytes.iter().any(|&byte| byte != 0) {
-                InodeBytes::new(bytes).update_checksum(geometry, InodeNr(nr));
-            }
+        // An inode that was never used has no checksum.
+        ObjectKind::Inode(nr) | ObjectKind::FreeInode(nr)
+            if bytes.iter().any(|&byte| byte != 0) =>
+        {
+            InodeBytes::new(bytes).update_checksum(geometry, InodeNr(nr));
         }
         ObjectKind::ExtentNode(nr) => {
             let room = usize::from(u16::from_le_bytes([bytes[4], bytes[5]]));
@@ -70,11 +70,9 @@ fn fix_object(
                 extent::update_checksum(seed_of(nr), bytes);
             }
         }
-        ObjectKind::Leaf(nr) => {
-            // The tail may be what was damaged.
-            if dirent::RawDirTail::of_block(bytes).is_some() {
-                dirent::update_checksum(seed_of(nr), bytes);
-            }
+        // The tail may be what was damaged.
+        ObjectKind::Leaf(nr) if dirent::RawDirTail::of_block(bytes).is_some() => {
+            dirent::update_checksum(seed_of(nr), bytes);
         }
         ObjectKind::TreeRoot(nr) => fix_index(bytes, seed_of(nr), htree::ROOT_ENTRIES_OFFSET),
         ObjectKind::TreeNode(nr) => fix_index(bytes, seed_of(nr), htree::NODE_ENTRIES_OFFSET),
@@ -83,10 +81,8 @@ fn fix_object(
             let log = RawJournalSuperblock::mut_from_bytes(bytes).expect("as long as it is");
             log.update_checksum();
         }
-        ObjectKind::Orphans(nr) => {
-            if orphan::has_magic(bytes) {
-                orphan::update_tail(seed_of(nr), block, bytes);
-            }
+        ObjectKind::Orphans(nr) if orphan::has_magic(bytes) => {
+            orphan::update_tail(seed_of(nr), block, bytes);
         }
         _ => {}
     }

@@ -3,13 +3,16 @@
 
 use super::checksums::fix_checksums;
 use super::map::{Map, ObjectKind};
-use kfs::InodeNr;
+use crate::workload::Workload;
 use kfs::layout::inode::{InodeBytes, S_IFMT, S_IFREG};
+use kfs::{Filesystem, InodeNr, MountOptions};
+use kfs_disk::{BlockDevice, MemoryDevice};
 use std::fmt::Write;
 use std::fs;
 use std::io::{self, Seek, SeekFrom, Write as _};
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
 /// The time at which the images are made, for all programs of e2fsprogs.
 const FAKE_TIME: &str = "1700000000";
@@ -40,7 +43,7 @@ const fn recipe(name: &'static str, options: &'static str, size_kib: u32, names:
 
 /// The kinds of images.
 pub const RECIPES: &[Recipe] = &[
-    recipe("ext4", "-t ext4 -b 1024 -g 2048", 7168, 2200),
+    recipe("ext4", "-t ext4 -b 1024 -g 2048", 7168, 4000),
     recipe("ext4, blocks of 4 KiB", "-t ext4 -b 4096", 10240, 500),
     recipe(
         "ext4 without checksums",
@@ -60,7 +63,7 @@ pub const RECIPES: &[Recipe] = &[
         "orphan_file, meta_bg",
         "-t ext4 -b 1024 -g 1024 -O orphan_file,meta_bg,^resize_inode,large_dir",
         7168,
-        2200,
+        4000,
     ),
     recipe("ext2", "-t ext2 -b 1024", 3072, 300),
     recipe(
@@ -80,6 +83,8 @@ pub struct Base {
     pub bytes: Vec<u8>,
     /// Its metadata.
     pub map: Map,
+    /// Whether its journal must be replayed.
+    pub is_dirty: bool,
 }
 
 impl Base {
@@ -121,8 +126,67 @@ impl Base {
             recipe,
             map: Map::of(&bytes),
             bytes,
+            is_dirty: false,
         }
     }
+}
+
+impl Base {
+    /// An image that kfs has made, and filled with a random workload.
+    ///
+    /// # Panics
+    /// When kfs fails.
+    #[must_use]
+    pub fn made_by_kfs() -> Self {
+        let (_, closed) = work();
+        Self {
+            recipe: recipe("made by kfs", "", 10240, 0),
+            map: Map::of(&closed),
+            bytes: closed,
+            is_dirty: false,
+        }
+    }
+
+    /// The same without being closed, so that its journal must be replayed.
+    ///
+    /// # Panics
+    /// When kfs fails.
+    #[must_use]
+    pub fn left_by_kfs() -> Self {
+        let (left, closed) = work();
+        Self {
+            recipe: recipe("left by kfs", "", 10240, 0),
+            map: Map::of(&closed),
+            bytes: left,
+            is_dirty: true,
+        }
+    }
+}
+
+/// An image after some work, before and after it was closed.
+fn work() -> (Vec<u8>, Vec<u8>) {
+    let device = Arc::new(MemoryDevice::new(10 << 20));
+    let options = mkfs::Options {
+        block_size: Some(1024),
+        ..mkfs::Options::default()
+    };
+    mkfs::format(&*device, &options).expect("formats");
+    let options = MountOptions {
+        commit_interval: None,
+        generation_seed: Some(7),
+        ..MountOptions::default()
+    };
+    let fs = Filesystem::open(Arc::clone(&device) as Arc<dyn BlockDevice>, options);
+    let fs = fs.expect("opens");
+    let mut workload = Workload::new(Arc::clone(&fs), 5);
+    for _ in 0..700 {
+        workload.operate().expect("memory does not fail");
+    }
+    drop(workload);
+    fs.sync().expect("syncs");
+    let left = device.to_vec();
+    fs.close().expect("closes");
+    (left, device.to_vec())
 }
 
 fn run(program: &str, options: &[&str], worst: i32) {

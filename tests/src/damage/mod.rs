@@ -6,7 +6,7 @@ mod checksums;
 mod images;
 mod map;
 
-pub use change::{Change, damage};
+pub use change::{Change, damage, damage_heavily};
 pub use checksums::fix_checksums;
 pub use images::{Base, RECIPES, Recipe};
 pub use map::{Map, Object, ObjectKind};
