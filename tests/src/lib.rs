@@ -1,5 +1,6 @@
 //! The harness of the tests that cross crates.
 
+pub mod check;
 pub mod damage;
 pub mod e2fsprogs;
 pub mod guest;

@@ -8,7 +8,7 @@
 //!                the tree is as after step 3 at the least, as after 4 at the most
 //! ```
 
-use crate::{e2fsprogs, tree};
+use crate::{check, e2fsprogs, tree};
 use kfs::{Filesystem, MountOptions, Result};
 use kfs_disk::testing::CrashDevice;
 use kfs_disk::{BlockDevice, MemoryDevice};
@@ -184,10 +184,10 @@ impl std::ops::AddAssign for Reached {
 }
 
 /// Cuts the power at every position of the device's log, recovers what is left, and hands it with
-/// the position to `judge`.
+/// the position to `judge`. kfs's own check sees every image, before and after.
 ///
 /// # Panics
-/// When an image does not recover, or `judge` or e2fsck find fault with it.
+/// When an image does not recover, or `judge`, the check or e2fsck find fault with it.
 pub fn cut_everywhere(
     device: &CrashDevice,
     name: &str,
@@ -200,6 +200,8 @@ pub fn cut_everywhere(
         for image in point.images(effort.images_a_point, position as u64) {
             let context = format!("{name}, {image}");
             let recovered = Arc::new(image.device.snapshot());
+            let as_found = Arc::new(image.device.snapshot());
+            check::assert_recoverable(as_found, &format!("{context}, before recovery"));
             let fs = open(Arc::clone(&recovered) as Arc<dyn BlockDevice>)
                 .unwrap_or_else(|error| panic!("{context}: does not recover: {error}"));
             judge(&fs, position, &context);
@@ -208,6 +210,8 @@ pub fn cut_everywhere(
             reached.orphans += u64::from(recovery.orphans);
             fs.close()
                 .unwrap_or_else(|error| panic!("{context}: does not close: {error}"));
+            let after = Arc::clone(&recovered) as Arc<dyn BlockDevice>;
+            check::assert_clean(after, &format!("{context}, recovered"));
             if reached.images.is_multiple_of(effort.e2fsck_every) {
                 ask_e2fsck(&image.device, &recovered, &context);
                 reached.judged += 1;

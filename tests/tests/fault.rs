@@ -6,12 +6,13 @@
 //! device works again: the image recovers to the tree after some operation, not older than the last
 //! sync that succeeded, and e2fsck finds nothing.
 
+use kfs::check::{Finding, FindingKind};
 use kfs::{Error, Filesystem, MountOptions};
 use kfs_disk::testing::{Fault, FaultDevice, FaultTrigger, OpKinds};
 use kfs_disk::{BlockDevice, MemoryDevice};
 use kfs_tests::operations::{self, Operation};
 use kfs_tests::workload::Workload;
-use kfs_tests::{e2fsprogs, tree};
+use kfs_tests::{check, e2fsprogs, tree};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -36,7 +37,9 @@ struct Run {
     /// Trees after each operation that succeeded, from the last durable one on.
     possible: Vec<Picture>,
     has_failed: bool,
-    /// The journal was aborted, and what was written after that reached the device.
+    /// The journal was aborted.
+    was_aborted: bool,
+    /// It was before the volume was closed, and what was written after that reached the device.
     is_on_record: bool,
 }
 
@@ -74,15 +77,17 @@ fn run(seed: u64, fault: Fault) -> Run {
         possible.push(tree::picture(&fs).expect("reads do not fail"));
     }
     drop(workload);
-    let was_aborted = fs.status().journal.aborted;
+    let was_aborted_before = fs.status().journal.aborted;
     let closed = fs.close();
+    let was_aborted = fs.status().journal.aborted;
     has_failed |= closed.is_err();
     drop(fs);
     Run {
         image: memory.snapshot(),
         possible,
         has_failed,
-        is_on_record: was_aborted && closed.is_ok(),
+        was_aborted,
+        is_on_record: was_aborted_before && closed.is_ok(),
     }
 }
 
@@ -95,6 +100,11 @@ fn has_error_mark(device: &MemoryDevice) -> bool {
 
 fn judge(run: &Run, context: &str, asks_e2fsck: bool) {
     let device = Arc::new(run.image.snapshot());
+    if !run.was_aborted {
+        // The check calls an image broken whose journal says that it was aborted.
+        let as_found = Arc::new(run.image.snapshot());
+        check::assert_recoverable(as_found, &format!("{context}, before recovery"));
+    }
     let fs = Filesystem::open(Arc::clone(&device) as Arc<dyn BlockDevice>, options())
         .unwrap_or_else(|error| panic!("{context}: does not recover: {error}"));
     let picture = tree::picture(&fs).unwrap_or_else(|error| panic!("{context}: {error}"));
@@ -107,6 +117,19 @@ fn judge(run: &Run, context: &str, asks_e2fsck: bool) {
     drop(fs);
     if run.is_on_record {
         assert!(has_error_mark(&device), "{context}: e2fsck is not told");
+    }
+    let after = Arc::clone(&device) as Arc<dyn BlockDevice>;
+    if run.was_aborted {
+        // Nothing is wrong but that there was an error.
+        let report = check::look(after, context);
+        let others = |finding: &&Finding| finding.kind != FindingKind::Superblock;
+        let other = report.findings.iter().find(others);
+        assert!(
+            report.is_complete && other.is_none(),
+            "{context}: {other:?}"
+        );
+    } else {
+        check::assert_clean(after, context);
     }
     if asks_e2fsck {
         let folder = tempfile::tempdir().expect("temporary folder");
@@ -170,6 +193,7 @@ fn survives_a_failed_read(base: &MemoryDevice, operation: &Operation, nth: u64) 
     fs.close()
         .unwrap_or_else(|error| panic!("{context}: {error}"));
     drop(fs);
+    check::assert_clean(Arc::clone(&memory) as Arc<dyn BlockDevice>, &context);
     let folder = tempfile::tempdir().expect("temporary folder");
     let path = folder.path().join("image");
     memory.write_to(&path).expect("writes the image");
