@@ -460,6 +460,14 @@ pub enum Corrupt {
         /// Its size in bytes.
         size: u64,
     },
+    /// Content that lies in its inode is shorter than the size says, or is no list of entries.
+    #[error("inode {inode}: content of {size} bytes in the inode is damaged")]
+    InlineSize {
+        /// The file or directory.
+        inode: InodeNr,
+        /// Its size in bytes.
+        size: u64,
+    },
     /// The orphan list has a loop, or names an inode that cannot be an orphan.
     #[error("the orphan list is damaged at inode {inode}")]
     OrphanList {

@@ -33,7 +33,7 @@ fill() {
     for i in $(seq 1 2 199); do
         dd if=/dev/urandom of="$mnt/fragmented" bs=4k count=1 seek="$i" conv=notrunc status=none
     done
-    fallocate -l 1M "$mnt/allocated"
+    fallocate -l 1M "$mnt/allocated" 2>/dev/null || truncate -s 1M "$mnt/allocated"
     chown 1234:5678 "$mnt/hard"
     chmod 4751 "$mnt/hard"
     touch -d '2039-05-06 07:08:09' "$mnt/fast" "$mnt/allocated"
@@ -42,6 +42,8 @@ fill() {
         setfattr -n user.text -v "value $i" "$mnt/attributes/$i"
         setfattr -n trusted.large -v "$(printf 'v%.0s' $(seq $((i * 180))))" "$mnt/attributes/$i"
     done
+    # Fits only where attributes have inodes of their own.
+    setfattr -n user.huge -v "$(printf 'h%.0s' $(seq 20000))" "$mnt/attributes/4" 2>/dev/null || true
     setfacl -m u:1234:rwx,g:5678:r "$mnt/attributes/1"
     setfacl -d -m u:1234:rwx "$mnt/attributes"
 }
@@ -63,33 +65,105 @@ change() {
     cp -a "$top/disk/src" "$mnt/more-source"
 }
 
-# try NAME OPTION...: one kind of image.
-try() {
-    local name=$1
-    shift
+# make OPTION...: an image filled by Linux; what Linux shows of it goes to $work/linux.
+make() {
+    local kind=(-t ext4)
+    [ "$1" != -t ] || kind=()
     rm -f "$image"
-    mke2fs -q -F -t ext4 "$@" "$image" 600M >/dev/null
+    mke2fs -q -F "${kind[@]}" "$@" "$image" 600M >/dev/null
     mount -o loop "$image" "$mnt"
     fill
     # Only written back has Linux allocated everything, and counts it.
     sync -f "$mnt"
     manifest >"$work/linux"
+}
+
+# unmount_kfs NAME: unmounts and waits for kfsd's end.
+unmount_kfs() {
     umount "$mnt"
+    wait_end "$kfsd_pid" 30 || die "$1: kfsd does not end after umount"
+    kfsd_pid=
+}
+
+# compare_kfs NAME: mounts the image with kfs, which must show what Linux showed.
+compare_kfs() {
     start_kfsd "$work/log" --image "$image" --mount "$mnt" --control-socket none
     manifest >"$work/kfs"
-    diff -u "$work/linux" "$work/kfs" || die "$name: kfs does not show what Linux wrote"
-    change
-    sync -f "$mnt"
-    manifest >"$work/kfs"
-    umount "$mnt"
-    wait_end "$kfsd_pid" 30 || die "$name: kfsd does not end after umount"
-    kfsd_pid=
-    e2fsck -fn "$image" >"$work/e2fsck" 2>&1 || { cat "$work/e2fsck"; die "$name: e2fsck complains"; }
+    diff -u "$work/linux" "$work/kfs" || die "$1: kfs does not show what Linux wrote"
+}
+
+# judge NAME: e2fsck and Linux on what kfs has left.
+judge() {
+    e2fsck -fn "$image" >"$work/e2fsck" 2>&1 || { cat "$work/e2fsck"; die "$1: e2fsck complains"; }
     mount -o loop,ro "$image" "$mnt"
     manifest >"$work/linux"
     umount "$mnt"
-    diff -u "$work/kfs" "$work/linux" || die "$name: Linux does not show what kfs wrote"
-    echo "$name: the same to kfs and Linux, clean to e2fsck ($(wc -l <"$work/linux") lines)"
+    diff -u "$work/kfs" "$work/linux" || die "$1: Linux does not show what kfs wrote"
+    echo "$1: the same to kfs and Linux, clean to e2fsck ($(wc -l <"$work/linux") lines)"
+    passed=$((passed + 1))
+}
+
+# try NAME OPTION...: one kind of image, read and changed.
+try() {
+    local name=$1
+    shift
+    make "$@"
+    umount "$mnt"
+    compare_kfs "$name"
+    change
+    sync -f "$mnt"
+    manifest >"$work/kfs"
+    unmount_kfs "$name"
+    judge "$name"
+}
+
+# try_reading NAME OPTION...: one that kfs only reads, and says why. Features in $TUNE are added to the
+# filled image: not every Linux can change a volume that has them.
+try_reading() {
+    local name=$1
+    shift
+    make "$@"
+    umount "$mnt"
+    [ -z "${TUNE:-}" ] || tune2fs -O "$TUNE" "$image" >/dev/null 2>&1 || die "$name: tune2fs fails"
+    compare_kfs "$name"
+    ! touch "$mnt/new" 2>/dev/null || die "$name: can be changed"
+    unmount_kfs "$name"
+    grep -q 'read-only' "$work/log" || die "$name: kfsd does not say that it is read-only"
+    judge "$name"
+}
+
+# try_dirty NAME OPTION...: one that Linux did not unmount, with a journal to replay and orphans.
+try_dirty() {
+    local name=$1 copy=$work/copy
+    shift
+    make "$@"
+    exec 7>"$mnt/gone" 8<"$mnt/many/a-file-with-a-name-of-some-length-7"
+    dd if=/dev/urandom of="$mnt/gone" bs=64k count=20 status=none
+    rm "$mnt/gone" "$mnt/many/a-file-with-a-name-of-some-length-7"
+    sync -f "$mnt"
+    manifest >"$work/linux"
+    cp --sparse=always "$image" "$copy"
+    exec 7>&- 8<&-
+    umount "$mnt"
+    mv "$copy" "$image"
+    compare_kfs "$name"
+    grep -q 'recovered the journal' "$work/log" || die "$name: there was no journal to replay"
+    grep -q 'finishing what 2 orphan inodes need' "$work/log" || die "$name: the orphans were not found"
+    unmount_kfs "$name"
+    judge "$name"
+}
+
+# try_refused FEATURE [OPTION...]: one that kfs refuses by the feature's name.
+try_refused() {
+    local feature=$1
+    shift
+    rm -f "$image"
+    mke2fs -q -F -t ext4 -O "$feature" "$@" "$image" 64M >/dev/null
+    if "$bin/kfsd" --image "$image" --mount "$mnt" --control-socket none >"$work/log" 2>&1; then
+        die "$feature: not refused"
+    fi
+    grep -q "$feature" "$work/log" || { cat "$work/log"; die "$feature: not named"; }
+    echo "$feature: refused by name"
     passed=$((passed + 1))
 }
 
@@ -100,4 +174,18 @@ try "without 64bit" -O ^64bit
 try "without metadata_csum" -O ^metadata_csum
 try "inodes of 128 bytes" -I 128
 try "as ext3 was laid out, with extents" -O ^flex_bg,^metadata_csum,^64bit,uninit_bg,^orphan_file
+try "checksum seed, large directories" -O metadata_csum_seed,large_dir
+try "no journal, linear directories" -O ^has_journal,^dir_index
+try "meta_bg, two backups" -O meta_bg,^resize_inode,sparse_super2,^sparse_super
+try_dirty "not unmounted" -O orphan_file
+try_dirty "not unmounted, orphans in a list" -O ^orphan_file -b 1024
+try_reading "ext2" -t ext2
+try_reading "ext3" -t ext3 -b 1024
+TUNE=quota,project try_reading "quota and project" -O extent
+try_reading "multiple mount protection" -O mmp
+try_reading "bigalloc" -O bigalloc -C 16384
+try_reading "inline_data" -O inline_data
+try_reading "ea_inode" -O ea_inode
+try_refused casefold
+try_refused encrypt
 echo "$passed passed, 0 failed"

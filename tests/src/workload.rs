@@ -174,9 +174,9 @@ impl Workload {
                 other => other?,
             }
         } else {
+            let inode = self.fs.lookup(&directory, name.as_bytes())?;
             if self.below(3) == 0 {
                 // Still open: an orphan until the volume is closed.
-                let inode = self.fs.lookup(&directory, name.as_bytes())?;
                 self.fs.acquire(&inode, 1);
             }
             self.fs.unlink(&directory, name.as_bytes())?;

@@ -93,6 +93,7 @@ fn random_workloads() {
         reached.transactions > 0 && reached.judged > 0,
         "{reached:?}"
     );
+    assert!(reached.orphans > 0, "{reached:?}");
 }
 
 /// A volume with the tree that operations work on.

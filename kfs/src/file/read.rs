@@ -16,6 +16,11 @@ impl File<'_> {
         self.check_alive()?;
         let size = self.inode.size_bytes();
         let end = offset.saturating_add(len as u64).min(size);
+        if self.inode.has_inline_data() && offset < end {
+            let content = self.inode.inline_data(self.volume)?;
+            copy(&content[offset as usize..end as usize], sink)?;
+            return Ok((end - offset) as usize);
+        }
         let mut at = offset;
         while at < end {
             at += self.read_piece(at, end, sink)?;
@@ -47,4 +52,16 @@ impl File<'_> {
         }
         Ok(bytes)
     }
+}
+
+/// Gives bytes that are in memory to a sink.
+fn copy(mut content: &[u8], sink: &mut dyn DataSink) -> Result<()> {
+    sink.fill(content.len(), &mut |bufs| {
+        for buf in bufs {
+            let (now, later) = content.split_at(buf.len().min(content.len()));
+            buf[..now.len()].copy_from_slice(now);
+            content = later;
+        }
+        Ok(())
+    })
 }

@@ -25,6 +25,12 @@ impl File<'_> {
         if offset >= size {
             return Err(Error::NoData);
         }
+        if self.inode.has_inline_data() {
+            return Ok(match target {
+                SeekTarget::Data => offset,
+                SeekTarget::Hole => size,
+            });
+        }
         let mut at = offset;
         while at < size {
             let logical = self.block_of(at)?;

@@ -79,11 +79,17 @@ impl DirectoryBlocks for InodeBlocks<'_> {
     }
 
     fn blocks_count(&self) -> u32 {
+        if self.inode.has_inline_data() {
+            return 1;
+        }
         let blocks = self.inode.size_bytes() >> self.volume.geometry.block_size_bits;
         u32::try_from(blocks).unwrap_or(u32::MAX)
     }
 
     fn block(&self, block: LogicalBlock) -> Result<Arc<Buffer>> {
+        if self.inode.has_inline_data() {
+            return self.inode.inline_directory(self.volume);
+        }
         let inode = self.inode.nr();
         let physical = self.map_one(block)?.ok_or(Corrupt::DirectoryHole {
             inode,

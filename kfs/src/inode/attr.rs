@@ -2,7 +2,7 @@
 
 use super::{Inode, InodeState};
 use crate::ids::InodeNr;
-use crate::layout::inode::{DeviceNumber, InodeFlags, S_IFBLK, S_IFCHR, S_IFMT};
+use crate::layout::inode::{DeviceNumber, InodeFlags, S_IFBLK, S_IFCHR, S_IFMT, S_IFREG};
 use crate::time::Timestamp;
 use crate::volume::Volume;
 
@@ -92,6 +92,12 @@ impl Inode {
         let fields = state.fields();
         let kind = fields.mode() & S_IFMT;
         let is_device = kind == S_IFCHR || kind == S_IFBLK;
+        // A file in its inode has no blocks, but programs take a file without any for a hole.
+        let is_inline = fields.flags().contains(InodeFlags::INLINE_DATA);
+        let inline_blocks = match kind {
+            S_IFREG if is_inline => fields.size_bytes().div_ceil(512),
+            _ => 0,
+        };
         Attr {
             inode: self.nr(),
             generation: self.generation(),
@@ -100,7 +106,7 @@ impl Inode {
             gid: fields.gid(),
             links: u32::from(fields.links_count()),
             size_bytes: fields.size_bytes(),
-            blocks_512: fields.blocks_512(&volume.geometry),
+            blocks_512: fields.blocks_512(&volume.geometry) + inline_blocks,
             device: if is_device {
                 fields.rdev()
             } else {

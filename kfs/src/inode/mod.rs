@@ -15,6 +15,7 @@
 mod attr;
 mod blocks;
 mod create;
+mod inline;
 pub(crate) mod orphan;
 mod table;
 

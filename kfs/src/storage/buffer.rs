@@ -34,6 +34,16 @@ impl Buffer {
         }
     }
 
+    /// A block that is on no device: put together from elsewhere, for reading.
+    pub(crate) fn detached(content: Arc<[u8]>) -> Self {
+        Self {
+            nr: BlockNr(0),
+            content: RwLock::new(Some(content)),
+            transaction: AtomicU64::new(0),
+            verified: AtomicBool::new(true),
+        }
+    }
+
     /// The block that this buffer holds.
     #[must_use]
     pub fn nr(&self) -> BlockNr {

@@ -5,8 +5,8 @@ use crate::error::{Error, Result};
 use crate::ids::InodeNr;
 use crate::layout::acl;
 use crate::layout::xattr::{
-    INDEX_ACL_ACCESS, INDEX_ACL_DEFAULT, INDEX_SECURITY, INDEX_TRUSTED, INDEX_USER, name_prefix,
-    split_name,
+    INDEX_ACL_ACCESS, INDEX_ACL_DEFAULT, INDEX_SECURITY, INDEX_SYSTEM, INDEX_TRUSTED, INDEX_USER,
+    name_prefix, split_name,
 };
 use std::borrow::Cow;
 
@@ -69,6 +69,14 @@ impl XattrName {
         Self {
             index: INDEX_ACL_DEFAULT,
             rest: Vec::new(),
+        }
+    }
+
+    /// `system.data`: the rest of content that lies in the inode. Users do not see it.
+    pub(crate) fn inline_data() -> Self {
+        Self {
+            index: INDEX_SYSTEM,
+            rest: b"data".to_vec(),
         }
     }
 
