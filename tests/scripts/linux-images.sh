@@ -68,7 +68,7 @@ change() {
 # make OPTION...: an image filled by Linux; what Linux shows of it goes to $work/linux.
 make() {
     local kind=(-t ext4)
-    [ "$1" != -t ] || kind=()
+    [ "${1:-}" != -t ] || kind=()
     rm -f "$image"
     mke2fs -q -F "${kind[@]}" "$@" "$image" 600M >/dev/null
     mount -o loop "$image" "$mnt"
