@@ -17,6 +17,7 @@ mod inode;
 pub mod layout;
 mod ops;
 pub mod storage;
+pub mod sync;
 mod time;
 pub mod volume;
 pub mod xattr;

@@ -19,7 +19,8 @@ use crate::error::{Error, Result};
 use crate::ids::{BlockNr, GroupNr, Run};
 use crate::layout::{Geometry, GroupFlags, RawGroupDesc, RawSuperblock};
 use crate::storage::{Buffer, BufferCache, Handle};
-use parking_lot::{Mutex, MutexGuard};
+use crate::sync::{MutexGuard, Rank};
+use parking_lot::Mutex;
 use std::ops::Range;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
@@ -74,7 +75,7 @@ pub(super) struct Group {
     pub(super) directories: AtomicU32,
     /// `None` when the descriptor cannot be believed.
     inode_table: Option<BlockNr>,
-    state: Mutex<GroupState>,
+    state: crate::sync::Mutex<GroupState>,
 }
 
 pub(super) struct GroupState {
@@ -171,19 +172,26 @@ impl Group {
         }
         let usable = damage.is_none();
         let count = |count| AtomicU32::new(if usable { count } else { 0 });
+        let (blocks, inodes, directories) = (
+            desc.free_blocks_count(),
+            desc.free_inodes_count(),
+            desc.used_dirs_count(),
+        );
+        let inode_table = usable.then(|| desc.inode_table());
+        let state = GroupState {
+            fresh_table_block: fresh_table_block(geometry, &desc),
+            desc,
+            blocks: None,
+            inodes: None,
+            damage,
+        };
         Self {
-            available_blocks: count(desc.free_blocks_count()),
-            run_max: count(desc.free_blocks_count()),
-            available_inodes: count(desc.free_inodes_count()),
-            directories: count(desc.used_dirs_count()),
-            inode_table: usable.then(|| desc.inode_table()),
-            state: Mutex::new(GroupState {
-                fresh_table_block: fresh_table_block(geometry, &desc),
-                desc,
-                blocks: None,
-                inodes: None,
-                damage,
-            }),
+            available_blocks: count(blocks),
+            run_max: count(blocks),
+            available_inodes: count(inodes),
+            directories: count(directories),
+            inode_table,
+            state: crate::sync::Mutex::keyed(Rank::Group, nr.0, state),
         }
     }
 }

@@ -108,9 +108,10 @@ impl<B: DirectoryBlocks> Directory<B> {
         offset: usize,
         entry: &NewEntry<'_>,
     ) {
+        let kind = self.tail_kind(block);
         let mut bytes = handle.get_write_access(buffer);
         block::insert(&self.format, &mut bytes, offset, entry);
-        self.update_checksum(block, &mut bytes);
+        self.update_checksum(kind, &mut bytes);
     }
 
     /// On a volume whose `dir_index` was turned off, a name added without regard to a tree left

@@ -203,6 +203,14 @@ impl Found {
     }
 }
 
+/// What lies at the end of a directory's block.
+#[derive(Clone, Copy)]
+enum TailKind {
+    /// The root of a hash tree has its checksum behind the entries of the tree.
+    TreeRoot,
+    Entries,
+}
+
 /// A directory.
 pub struct Directory<B> {
     blocks: B,
@@ -272,9 +280,10 @@ impl<B: DirectoryBlocks> Directory<B> {
     /// `NotFound`; `Invalid` for `.` and `..`; `Corrupt` when a block on the way is damaged.
     pub fn remove(&mut self, handle: &mut Handle<'_>, name: FileName<'_>) -> Result<DirEntry> {
         let found = self.find_changeable(name)?;
+        let kind = self.tail_kind(found.block);
         let mut bytes = handle.get_write_access(&found.buffer);
         block::remove(&self.format, &mut bytes, &found.position);
-        self.update_checksum(found.block, &mut bytes);
+        self.update_checksum(kind, &mut bytes);
         Ok(found.entry(&self.format))
     }
 
@@ -397,6 +406,7 @@ impl<B: DirectoryBlocks> Directory<B> {
         inode: InodeNr,
         file_type: FileType,
     ) {
+        let kind = self.tail_kind(found.block);
         let mut bytes = handle.get_write_access(&found.buffer);
         block::replace(
             &self.format,
@@ -405,16 +415,25 @@ impl<B: DirectoryBlocks> Directory<B> {
             inode,
             file_type,
         );
-        self.update_checksum(found.block, &mut bytes);
+        self.update_checksum(kind, &mut bytes);
     }
 
-    /// Stores the checksum of a block, which is a tree's root, or one of entries.
-    fn update_checksum(&self, block: LogicalBlock, bytes: &mut [u8]) {
-        let seed = self.format.checksum_seed;
+    /// Where a block with `.`, `..` or entries has its checksum. To be asked before the block is locked.
+    fn tail_kind(&self, block: LogicalBlock) -> TailKind {
         if block.0 == 0 && self.is_tree() {
-            layout_htree::update_checksum(seed, bytes, layout_htree::ROOT_ENTRIES_OFFSET);
+            TailKind::TreeRoot
         } else {
-            dirent::update_checksum(seed, bytes);
+            TailKind::Entries
+        }
+    }
+
+    fn update_checksum(&self, kind: TailKind, bytes: &mut [u8]) {
+        let seed = self.format.checksum_seed;
+        match kind {
+            TailKind::TreeRoot => {
+                layout_htree::update_checksum(seed, bytes, layout_htree::ROOT_ENTRIES_OFFSET);
+            }
+            TailKind::Entries => dirent::update_checksum(seed, bytes),
         }
     }
 

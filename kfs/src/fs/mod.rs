@@ -36,7 +36,7 @@ pub struct Filesystem {
     pub(crate) inodes: InodeTable,
     pub(crate) orphans: Orphans,
     /// Held by renames between directories: while it is, the tree of directories keeps its shape.
-    pub(crate) rename: Mutex<()>,
+    pub(crate) rename: crate::sync::Mutex<()>,
     committer: Mutex<Option<Committer>>,
     label: Vec<u8>,
     /// Whether the image was marked clean when it was opened.

@@ -13,6 +13,7 @@ use crate::layout::superblock::{STATE_ERROR, STATE_VALID, SUPERBLOCK_OFFSET, SUP
 use crate::layout::{Access, Compat, Geometry, Incompat, RawSuperblock, features};
 use crate::storage::journal::{LogArea, LogOptions, attach, recover, reset_log};
 use crate::storage::{BufferCache, Journal};
+use crate::sync::Rank;
 use crate::volume::{Volume, VolumeParts};
 use kfs_disk::BlockDevice;
 use parking_lot::Mutex;
@@ -57,7 +58,7 @@ impl Filesystem {
             volume: Arc::new(volume),
             inodes: InodeTable::default(),
             orphans: Orphans::default(),
-            rename: Mutex::new(()),
+            rename: crate::sync::Mutex::new(Rank::Rename, ()),
             committer: Mutex::new(None),
             label,
             was_clean,

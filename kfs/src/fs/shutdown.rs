@@ -33,8 +33,9 @@ impl Filesystem {
         }
         let tid = inode.state().sync_tid(data_only);
         match tid {
-            // The commit's first flush makes the data durable, too.
-            Some(tid) if !self.volume.journal.is_committed(tid) => self.volume.journal.commit(tid),
+            Some(tid) if !self.volume.journal.is_committed(tid) => {
+                self.volume.journal.commit_with_data(tid)
+            }
             _ => self.volume.flush(),
         }
     }

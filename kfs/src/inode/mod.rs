@@ -25,12 +25,13 @@ use crate::error::{Error, Result};
 use crate::ids::{InodeNr, LogicalBlock, Tid};
 use crate::layout::inode::{InodeBytes, InodeFlags, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
 use crate::storage::{Buffer, Handle};
+use crate::sync::{Guard, Mutex, Rank, RwLock, WriteGuard};
 use crate::volume::Volume;
 pub use attr::{Attr, SetAttr, TimeChange};
 pub(crate) use blocks::Removal;
 pub(crate) use create::{NewInode, PlannedInode};
 pub(crate) use orphan::{CREDITS_ORPHAN, Orphans};
-use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use parking_lot::RwLockReadGuard;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -145,7 +146,7 @@ impl Inode {
     ///
     /// # Errors
     /// `Busy`.
-    pub(crate) fn lock_below(&self) -> Result<RwLockWriteGuard<'_, ()>> {
+    pub(crate) fn lock_below(&self) -> Result<WriteGuard<'_, ()>> {
         self.io.try_write_for(LOCK_BELOW_MAX).ok_or_else(|| {
             log::error!(
                 "inode {}: its lock is not to be had; if the device is not very slow, the directories have a loop: run e2fsck",
@@ -171,30 +172,36 @@ impl Inode {
         if !bytes.verify_checksum(&volume.geometry, nr) {
             return Err(Corrupt::InodeChecksum { inode: nr }.into());
         }
-        let inode = Self::new(nr, place, bytes);
+        let mut inode = Self::new(nr, place, bytes);
         // An earlier object of this inode may have changed it in the running transaction.
         let running = Some(volume.journal.running_tid());
-        let mut state = inode.state.write();
+        let state = inode.state.get_mut();
         (state.sync_tid, state.data_sync_tid) = (running, running);
-        drop(state);
         Ok(inode)
     }
 
     fn new(nr: InodeNr, place: InodePlace, bytes: InodeBytes<Box<[u8]>>) -> Self {
+        let io_rank = if bytes.mode() & S_IFMT == S_IFDIR {
+            Rank::Directory
+        } else {
+            Rank::File
+        };
+        let generation = bytes.generation();
+        let state = InodeState {
+            bytes,
+            sync_tid: None,
+            data_sync_tid: None,
+        };
         Self {
             nr,
-            generation: bytes.generation(),
+            generation,
             place,
-            io: RwLock::new(()),
-            allocation: Mutex::default(),
-            state: RwLock::new(InodeState {
-                bytes,
-                sync_tid: None,
-                data_sync_tid: None,
-            }),
+            io: RwLock::keyed(io_rank, nr.0, ()),
+            allocation: Mutex::new(Rank::Allocation, Preallocation::default()),
+            state: RwLock::new(Rank::State, state),
             references: AtomicU64::new(0),
             is_deleted: AtomicBool::new(false),
-            xattrs: RwLock::new(()),
+            xattrs: RwLock::new(Rank::Xattrs, ()),
             may_have_capabilities: AtomicBool::new(true),
         }
     }
@@ -212,7 +219,7 @@ impl Inode {
     }
 
     /// The state, locked against change while the guard lives. Keep it short.
-    pub fn state(&self) -> RwLockReadGuard<'_, InodeState> {
+    pub fn state(&self) -> Guard<RwLockReadGuard<'_, InodeState>> {
         self.state.read()
     }
 

@@ -12,8 +12,8 @@ use crate::error::Result;
 use crate::ids::InodeNr;
 use crate::layout::{RoCompat, orphan};
 use crate::storage::{Buffer, Handle};
+use crate::sync::{Mutex, Rank};
 use crate::volume::Volume;
-use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -22,7 +22,6 @@ use std::sync::Arc;
 pub(crate) const CREDITS_ORPHAN: u32 = CREDITS_INODE + 2;
 
 /// The orphans of a volume.
-#[derive(Default)]
 pub(crate) struct Orphans {
     state: Mutex<State>,
 }
@@ -54,6 +53,14 @@ struct OrphanFile {
     checksum_seed: Option<u32>,
     /// Free places, the next one last.
     free: Vec<(usize, usize)>,
+}
+
+impl Default for Orphans {
+    fn default() -> Self {
+        Self {
+            state: Mutex::new(Rank::Orphans, State::default()),
+        }
+    }
 }
 
 impl Orphans {

@@ -6,8 +6,8 @@
 use super::{Inode, InodeBytesCheck, InodePlace};
 use crate::error::{Error, Result};
 use crate::ids::InodeNr;
+use crate::sync::{Mutex, Rank};
 use crate::volume::Volume;
-use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
@@ -29,10 +29,11 @@ struct Shard {
 impl Default for InodeTable {
     fn default() -> Self {
         let shard = || {
-            Mutex::new(Shard {
+            let shard = Shard {
                 inodes: HashMap::new(),
                 sweep_at: SWEEP_MIN,
-            })
+            };
+            Mutex::new(Rank::InodeTable, shard)
         };
         Self {
             shards: (0..SHARDS).map(|_| shard()).collect(),

@@ -8,7 +8,7 @@
 //! inodes, such as immutable, are checked here, as kernels do not know them.
 //!
 //! Locks: rename, then directories (ancestors before descendants), then other inodes by number, then
-//! a handle.
+//! a handle. `crate::sync` has the whole order.
 
 mod acl;
 mod attr;

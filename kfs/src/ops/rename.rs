@@ -8,7 +8,7 @@ use crate::fs::Filesystem;
 use crate::ids::InodeNr;
 use crate::inode::{CREDITS_INODE, CREDITS_ORPHAN, Inode};
 use crate::storage::Handle;
-use parking_lot::RwLockWriteGuard;
+use crate::sync::WriteGuard;
 use std::sync::Arc;
 
 /// What becomes of an inode that has the new name already.
@@ -300,7 +300,7 @@ fn lock_directories<'a>(
     old: &'a Arc<Inode>,
     new: &'a Arc<Inode>,
     above: &Above,
-) -> (RwLockWriteGuard<'a, ()>, Option<RwLockWriteGuard<'a, ()>>) {
+) -> (WriteGuard<'a, ()>, Option<WriteGuard<'a, ()>>) {
     if old.nr() == new.nr() {
         return (old.io.write(), None);
     }
@@ -316,7 +316,7 @@ fn lock_directories<'a>(
 fn lock_children<'a>(
     a: Option<&'a Arc<Inode>>,
     b: Option<&'a Arc<Inode>>,
-) -> Result<[Option<RwLockWriteGuard<'a, ()>>; 2]> {
+) -> Result<[Option<WriteGuard<'a, ()>>; 2]> {
     let mut both = [a, b];
     both.sort_by_key(|inode| inode.map(|inode| inode.nr()));
     let lock = |inode: Option<&'a Arc<Inode>>| inode.map(|inode| inode.lock_below()).transpose();

@@ -8,7 +8,8 @@
 //! [`Handle::get_write_access`]: super::Handle::get_write_access
 
 use crate::ids::BlockNr;
-use parking_lot::{MappedRwLockReadGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use crate::sync::{Guard, Rank, RwLock, WriteGuard};
+use parking_lot::MappedRwLockReadGuard;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -28,7 +29,7 @@ impl Buffer {
     pub(super) fn new(nr: BlockNr) -> Self {
         Self {
             nr,
-            content: RwLock::new(None),
+            content: RwLock::new(Rank::Buffer, None),
             transaction: AtomicU64::new(0),
             verified: AtomicBool::new(false),
         }
@@ -51,8 +52,8 @@ impl Buffer {
     }
 
     /// The content, locked against change while the guard lives.
-    pub fn read(&self) -> MappedRwLockReadGuard<'_, [u8]> {
-        RwLockReadGuard::map(self.content.read(), |content| {
+    pub fn read(&self) -> Guard<MappedRwLockReadGuard<'_, [u8]>> {
+        self.content.read().map(|content| {
             content
                 .as_deref()
                 .expect("a buffer leaves the cache only when loaded")
@@ -116,7 +117,7 @@ impl std::fmt::Debug for Buffer {
 
 /// Exclusive access to a buffer's bytes. The block belongs to the handle's transaction.
 pub struct BufferWrite<'b> {
-    content: RwLockWriteGuard<'b, Option<Arc<[u8]>>>,
+    content: WriteGuard<'b, Option<Arc<[u8]>>>,
 }
 
 impl Deref for BufferWrite<'_> {

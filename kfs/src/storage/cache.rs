@@ -8,9 +8,9 @@ use super::buffer::Buffer;
 use crate::corrupt::Corrupt;
 use crate::error::{Error, IoOp, Result};
 use crate::ids::BlockNr;
+use crate::sync::{Mutex, Rank};
 use kfs_disk::BlockDevice;
 use lru::LruCache;
-use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -59,7 +59,7 @@ impl BufferCache {
             block_size: block_size as usize,
             blocks_count,
             shards: (0..SHARDS)
-                .map(|_| Mutex::new(LruCache::unbounded()))
+                .map(|_| Mutex::new(Rank::CacheShard, LruCache::unbounded()))
                 .collect(),
             shard_capacity: (capacity / SHARDS).max(16),
             hits: AtomicU64::new(0),

@@ -9,6 +9,7 @@ use crate::layout::xattr::{
     RawXattrHeader, XATTR_MAGIC, XATTR_REFCOUNT_MAX, block_hash, update_checksum, verify_checksum,
 };
 use crate::storage::{Buffer, BufferCache, Handle};
+use crate::sync::Guard;
 use parking_lot::MappedRwLockReadGuard;
 use std::sync::Arc;
 use zerocopy::little_endian::U32;
@@ -97,7 +98,7 @@ impl XattrBlock {
     }
 
     /// Its bytes, to parse a set from. Not to be held when a handle changes the block.
-    pub fn read(&self) -> MappedRwLockReadGuard<'_, [u8]> {
+    pub fn read(&self) -> Guard<MappedRwLockReadGuard<'_, [u8]>> {
         self.buffer.read()
     }
 

@@ -14,7 +14,7 @@ use super::log::LogPosition;
 use super::transaction::{Frozen, FrozenBlock};
 use crate::error::{Error, IoOp, Result};
 use crate::ids::{BlockNr, Tid};
-use parking_lot::Mutex;
+use crate::sync::{Mutex, Rank};
 use std::collections::{BTreeMap, VecDeque};
 use std::io::IoSlice;
 
@@ -23,7 +23,6 @@ use std::io::IoSlice;
 const BATCH_BLOCKS: usize = 256;
 
 /// What has committed and not yet reached its place.
-#[derive(Default)]
 pub(super) struct Checkpoint {
     /// One checkpoint at a time.
     exclusive: Mutex<()>,
@@ -41,6 +40,16 @@ struct Pending {
     next: Option<(Tid, LogPosition)>,
     log_blocks: u32,
     log_blocks_used: u32,
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self {
+            exclusive: Mutex::new(Rank::Checkpoint, ()),
+            home: Mutex::new(Rank::Home, ()),
+            pending: Mutex::new(Rank::Pending, Pending::default()),
+        }
+    }
 }
 
 impl Checkpoint {

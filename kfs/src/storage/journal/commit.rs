@@ -11,17 +11,42 @@ use crate::error::{Error, ReadOnlyReason, Result};
 use crate::ids::Tid;
 use std::sync::atomic::Ordering;
 
+/// Who has committed a transaction that somebody wants to be durable.
+enum Commit {
+    /// The caller.
+    Done,
+    /// Another thread, before the caller's turn came.
+    Found,
+}
+
 impl Journal {
     /// Makes all handles of `tid` durable, and of all transactions before it.
     ///
     /// # Errors
     /// What the device reports (the journal is aborted then), or `ReadOnly` after an abort.
     pub fn commit(&self, tid: Tid) -> Result<()> {
+        self.commit_unless_done(tid).map(drop)
+    }
+
+    /// As [`Journal::commit`], and makes all completed data writes durable, too, as fsync(2) must.
+    ///
+    /// # Errors
+    /// As [`Journal::commit`].
+    pub fn commit_with_data(&self, tid: Tid) -> Result<()> {
+        match self.commit_unless_done(tid)? {
+            Commit::Done => Ok(()),
+            // The flushes of somebody else's commit may have come before the caller's data: an
+            // overwrite in place joins no transaction.
+            Commit::Found => self.flush().inspect_err(|error| self.abort(error)),
+        }
+    }
+
+    fn commit_unless_done(&self, tid: Tid) -> Result<Commit> {
         let mut log = self.log.lock();
         {
             let state = self.state.lock();
             if !tid.is_after(state.committed) {
-                return Ok(());
+                return Ok(Commit::Found);
             }
             if self.is_aborted() {
                 return Err(Error::ReadOnly {
@@ -34,7 +59,8 @@ impl Journal {
             );
         }
         self.commit_running(&mut log)
-            .inspect_err(|error| self.abort(error))
+            .inspect_err(|error| self.abort(error))?;
+        Ok(Commit::Done)
     }
 
     /// Commits the running transaction, whatever it is; makes all completed data writes durable.
@@ -56,7 +82,7 @@ impl Journal {
                         reason: ReadOnlyReason::Error,
                     });
                 }
-                self.flush()
+                self.flush().inspect_err(|error| self.abort(error))
             }
         }
     }

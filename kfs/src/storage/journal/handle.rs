@@ -6,11 +6,13 @@
 //! [`Handle::abort`], which makes the volume read-only before the half-made change can commit.
 //!
 //! Lock order: starting a handle may wait for a commit, which waits for all open handles. So no lock
-//! that is held while a handle is started may be taken by anyone who has a handle open.
+//! that is held while a handle is started may be taken by anyone who has a handle open; debug builds
+//! see to that (`crate::sync`).
 
 use super::Journal;
 use crate::ids::{BlockNr, Tid};
 use crate::storage::buffer::{Buffer, BufferWrite};
+use crate::sync::Held;
 use std::sync::Arc;
 
 /// An open update of the running transaction. Dropping it stops it.
@@ -21,6 +23,7 @@ pub struct Handle<'j> {
     /// Blocks that may still join the transaction on behalf of this handle.
     pub(super) credits: u32,
     pub(super) modified: bool,
+    pub(super) _held: Held,
 }
 
 impl Handle<'_> {

@@ -28,12 +28,13 @@ use super::cache::BufferCache;
 use super::observer::{CommitObserver, PreImageSink};
 use crate::error::{Error, ReadOnlyReason, Result};
 use crate::ids::{BlockNr, Tid};
+use crate::sync::{Condvar, Held, Mutex, Rank, may_wait_for_handles};
 use checkpoint::Checkpoint;
 pub use handle::Handle;
 use kfs_disk::BlockDevice;
 use log::{Log, LogSuperblock};
 pub use log::{LogArea, LogOptions};
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::RwLock;
 pub use recovery::{Recovered, attach, inspect, recover, reset_log};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -117,18 +118,19 @@ impl Journal {
             .as_ref()
             .map_or(TRANSACTION_BLOCKS_WITHOUT_LOG, |log| (log.len() / 4).max(1));
         let revokes_per_block = log.as_ref().map_or(usize::MAX, Log::revokes_per_block);
+        let state = State {
+            running: Running::new(first, 1),
+            draining: false,
+            closed: false,
+            committed: Tid(first.0.wrapping_sub(1)),
+        };
         Self {
             device,
             cache,
-            state: Mutex::new(State {
-                running: Running::new(first, 1),
-                draining: false,
-                closed: false,
-                committed: Tid(first.0.wrapping_sub(1)),
-            }),
+            state: Mutex::new(Rank::Journal, state),
             changed: Condvar::new(),
-            log: Mutex::new(log),
-            superblock: Mutex::new(superblock),
+            log: Mutex::new(Rank::Commit, log),
+            superblock: Mutex::new(Rank::LogSuperblock, superblock),
             checkpoint: Checkpoint::default(),
             observers: RwLock::new(Vec::new()),
             pre_images: RwLock::new(None),
@@ -171,6 +173,7 @@ impl Journal {
             );
             return Err(Error::NoSpace);
         }
+        may_wait_for_handles();
         loop {
             let mut state = self.state.lock();
             while state.draining && !self.is_aborted() {
@@ -202,6 +205,7 @@ impl Journal {
                     serial: running.serial,
                     credits,
                     modified: false,
+                    _held: Held::handle(),
                 });
             }
             let full = running.tid;
