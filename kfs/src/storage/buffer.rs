@@ -39,7 +39,7 @@ impl Buffer {
     pub(crate) fn detached(content: Arc<[u8]>) -> Self {
         Self {
             nr: BlockNr(0),
-            content: RwLock::new(Some(content)),
+            content: RwLock::new(Rank::Buffer, Some(content)),
             transaction: AtomicU64::new(0),
             verified: AtomicBool::new(true),
         }
