@@ -1,6 +1,7 @@
 //! The harness of the tests that cross crates.
 
 pub mod check;
+pub mod concurrent;
 pub mod damage;
 pub mod e2fsprogs;
 pub mod guest;
