@@ -87,7 +87,7 @@ pub(crate) struct Rules {
 pub struct Image {
     path: PathBuf,
     filesystem: Arc<Filesystem>,
-    device: Arc<StatsDevice<FileDevice>>,
+    device: Arc<StatsDevice<Box<dyn BlockDevice>>>,
     rules: Arc<Rules>,
 }
 
@@ -103,12 +103,21 @@ impl Image {
         if config.drop_capabilities {
             sandbox::drop_all_capabilities()?;
         }
-        let device = Arc::new(StatsDevice::new(file));
         let options = MountOptions {
             read_only: config.read_only,
             errors: config.errors,
             ..MountOptions::default()
         };
+        Self::on_device(Box::new(file), options, config)
+    }
+
+    /// Opens the file system on a device, which is shown under the path of the configuration.
+    pub fn on_device(
+        device: Box<dyn BlockDevice>,
+        options: MountOptions,
+        config: &ImageConfig,
+    ) -> Result<Self, OpenError> {
+        let device = Arc::new(StatsDevice::new(device));
         let shared: Arc<dyn BlockDevice> = Arc::clone(&device) as Arc<dyn BlockDevice>;
         let filesystem = Filesystem::open(shared, options).map_err(|source| {
             let path = config.path.clone();

@@ -16,7 +16,7 @@ use vm_memory::{GuestAddressSpace, GuestMemory, GuestMemoryAtomic, GuestMemoryMm
 use crate::fuse::{DataSink, DataSource, Segment};
 
 /// A guest's memory map, which changes while the guest runs.
-pub(crate) type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
+pub type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 /// One state of the map; the memory stays mapped while this is held.
 pub(crate) type MemoryGuard = <Memory as GuestAddressSpace>::T;
 

@@ -14,6 +14,9 @@ mod worker;
 
 pub use dev_fuse::{FuseMount, MountStopper, default_thread_count};
 pub use dev_fuse_mount::MountError;
+pub use guest_buffers::Memory;
 pub use mount_options::{MountOptions, OptionError};
+pub use offload::Offload;
 pub use socket::{Socket, SocketError};
 pub use vhost_user::{DeviceError, DeviceOptions, VhostUserServer, VhostUserStopper};
+pub use worker::QueueWorker;

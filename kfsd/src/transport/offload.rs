@@ -35,7 +35,7 @@ type Job = Box<dyn FnOnce(&mut Scratch) + Send>;
 
 /// The threads and what waits for them.
 #[derive(Clone, Default)]
-pub(crate) struct Offload(Arc<Shared>);
+pub struct Offload(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
@@ -81,7 +81,7 @@ impl Offload {
     /// Takes no more jobs, and waits until all are done or `patience` is at its end. Returns
     /// whether they are. A job that is still waiting for a lock goes on alone: it holds what it
     /// needs.
-    pub(crate) fn close(&self, patience: Duration) -> bool {
+    pub fn close(&self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         let mut state = self.0.state.lock();
         state.closed = true;

@@ -24,7 +24,7 @@ const MAX_WARNINGS: u32 = 10;
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The thread of one queue.
-pub(crate) struct QueueWorker {
+pub struct QueueWorker {
     memory: Memory,
     offload: Offload,
     /// Held while the queue is drained. Only this queue's thread and `wait_idle` take it.
@@ -51,7 +51,8 @@ struct Queue {
 }
 
 impl QueueWorker {
-    pub(crate) fn new(
+    /// For one queue of a device; `warnings` counts the bad chains of all its queues.
+    pub fn new(
         session: Arc<Session>,
         memory: Memory,
         offload: Offload,
@@ -72,7 +73,7 @@ impl QueueWorker {
     }
 
     /// Serves all that a queue holds, until it is empty and will notify us again.
-    pub(crate) fn drain(&self, vring: &VringMutex) {
+    pub fn drain(&self, vring: &VringMutex) {
         let mut state = self.state.lock();
         let unusable = |error| {
             self.queue
@@ -101,7 +102,7 @@ impl QueueWorker {
 
     /// The monitor stops the queue: waits until the requests that are being served have been given
     /// back, as a guest that goes on later waits for them.
-    pub(crate) fn wait_idle(&self) {
+    pub fn wait_idle(&self) {
         let deadline = Instant::now() + STOP_PATIENCE;
         let mut is_idle = self.state.try_lock_until(deadline).is_some();
         let mut offloaded = self.queue.offloaded.lock();

@@ -1,0 +1,6 @@
+//! libFuzzer's way into the target `image`.
+#![no_main]
+
+use kfs_fuzz::{limits, targets};
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| limits::bounded(|| targets::image(data)));

@@ -1,0 +1,120 @@
+//! The images that fuzzed ones are made of: small, of several formats, with one of everything, and
+//! a map of where everything lies.
+//!
+//! Made by mkfs and kfs in the process, once, without anything random: an input means the same
+//! image everywhere.
+
+mod checksums;
+mod edit;
+mod make;
+mod places;
+
+pub use checksums::fix_log;
+pub use edit::Editor;
+pub use places::{Kind, Place};
+
+use kfs::{FixedClock, Geometry, MountOptions};
+use kfs_disk::MemoryDevice;
+use std::sync::{Arc, OnceLock};
+
+/// An image to start from.
+#[derive(Debug)]
+pub struct Base {
+    /// The image as it is when nobody uses it.
+    pub clean: MemoryDevice,
+    /// The image as a power cut leaves it: a log to replay, orphans to delete.
+    pub dirty: MemoryDevice,
+    /// Facts of both.
+    pub geometry: Geometry,
+    /// What lies where.
+    pub places: Vec<Place>,
+    /// Indexes of the places of each class.
+    pub by_class: [Vec<usize>; Kind::CLASSES],
+    /// Blocks of the log.
+    pub log: Vec<u64>,
+}
+
+/// How an image is made.
+struct Recipe {
+    block_size: u32,
+    size_bytes: u64,
+    features: &'static str,
+    inode_size: u32,
+    blocks_per_group: u32,
+    inodes_count: u64,
+    /// Names in a directory with a hash tree: 1300 need two levels of index blocks.
+    names: u32,
+}
+
+const RECIPES: [Recipe; 5] = [
+    Recipe {
+        block_size: 1024,
+        size_bytes: 6 << 20,
+        features: "",
+        inode_size: 256,
+        blocks_per_group: 2048,
+        inodes_count: 384,
+        names: 1300,
+    },
+    Recipe {
+        block_size: 4096,
+        size_bytes: 14 << 20,
+        features: "metadata_csum_seed,large_dir",
+        inode_size: 256,
+        blocks_per_group: 2048,
+        inodes_count: 384,
+        names: 300,
+    },
+    Recipe {
+        block_size: 1024,
+        size_bytes: 6 << 20,
+        features: "^metadata_csum,^64bit,^orphan_file",
+        inode_size: 256,
+        blocks_per_group: 2048,
+        inodes_count: 384,
+        names: 250,
+    },
+    Recipe {
+        block_size: 4096,
+        size_bytes: 14 << 20,
+        features: "^metadata_csum",
+        inode_size: 512,
+        blocks_per_group: 32768,
+        inodes_count: 384,
+        names: 250,
+    },
+    Recipe {
+        block_size: 1024,
+        size_bytes: 4 << 20,
+        features: "^has_journal,^metadata_csum,uninit_bg,meta_bg,^64bit",
+        inode_size: 128,
+        blocks_per_group: 1024,
+        inodes_count: 384,
+        names: 250,
+    },
+];
+
+/// How many there are.
+pub const COUNT: usize = RECIPES.len();
+/// Those with a journal.
+pub const WITH_JOURNAL: usize = 4;
+
+static BASES: [OnceLock<Base>; COUNT] = [const { OnceLock::new() }; COUNT];
+
+/// An image by number, modulo the count.
+pub fn get(number: usize) -> &'static Base {
+    let number = number % COUNT;
+    BASES[number].get_or_init(|| make::base(&RECIPES[number]))
+}
+
+/// Options under which all that a volume does follows from what it is asked to.
+#[must_use]
+pub fn options() -> MountOptions {
+    MountOptions {
+        read_only: false,
+        clock: Arc::new(FixedClock::new(1_700_000_000)),
+        generation_seed: Some(1),
+        commit_interval: None,
+        cache_bytes: 1 << 20,
+    }
+}
