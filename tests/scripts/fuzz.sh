@@ -4,16 +4,16 @@
 #   fuzz.sh TARGET [SECONDS]   one target, until it fails or the time (60 s) is over
 #   fuzz.sh soak [COUNT]       COUNT executions (10 million) over all targets; a run that was stopped goes
 #                              on where it was. The figures come at the end
-#   fuzz.sh keep TARGET        adds to fuzz/corpus what the runs have found and the corpus does not reach
+#   fuzz.sh keep TARGET        adds to tests/fuzz/corpus what the runs have found and the corpus does not reach
 #
 # cargo-fuzz is not needed; the flags below are those it builds with when asked for no sanitizer. Found
-# inputs are in build/fuzz/TARGET, failing ones in fuzz/artifacts/TARGET.
+# inputs are in build/fuzz/TARGET, failing ones in tests/fuzz/artifacts/TARGET.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 cd "$top"
 
 triple=$(rustc -vV | sed -n 's/^host: //p')
-programs=fuzz/target/$triple/release
+programs=target/$triple/fuzz
 work=build/fuzz
 # Thousandths of a soak's executions. They differ in speed by a factor of twenty.
 declare -A SHARE=([parsers]=300 [control]=200 [fuse]=140 [vring]=110 [journal]=120 [shared_dir]=80 [image]=50)
@@ -28,7 +28,7 @@ build() {
         -Cllvm-args=-sanitizer-coverage-pc-table
         -Cllvm-args=-sanitizer-coverage-trace-compares
         --cfg fuzzing)
-    RUSTFLAGS="${flags[*]}" cargo build --quiet --release --manifest-path fuzz/Cargo.toml \
+    RUSTFLAGS="${flags[*]}" cargo build --quiet --profile fuzz -p kfs-fuzz --features libfuzzer \
         --target "$triple" "${targets[@]/#/--bin=}"
 }
 
@@ -36,10 +36,10 @@ build() {
 run() {
     local target=$1
     shift
-    mkdir -p "$work/$target" "fuzz/artifacts/$target" "fuzz/corpus/$target" "fuzz/regressions/$target"
+    mkdir -p "$work/$target" "tests/fuzz/artifacts/$target" "tests/fuzz/corpus/$target" "tests/fuzz/regressions/$target"
     "$programs/$target" -timeout=60 -rss_limit_mb=2048 -max_len=1024 -len_control=20 -verbosity=0 \
-        -artifact_prefix="fuzz/artifacts/$target/" "$@" \
-        "$work/$target" "fuzz/corpus/$target" "fuzz/regressions/$target"
+        -artifact_prefix="tests/fuzz/artifacts/$target/" "$@" \
+        "$work/$target" "tests/fuzz/corpus/$target" "tests/fuzz/regressions/$target"
 }
 
 done_so_far() {
@@ -55,7 +55,7 @@ soak() {
             step=$((wanted - so_far < STEP ? wanted - so_far : STEP))
             run "$target" -runs="$step" -seed=$((so_far + 1)) 2>"$work/log" || {
                 tail -n 40 "$work/log" >&2
-                die "$target fails: the input is in fuzz/artifacts/$target"
+                die "$target fails: the input is in tests/fuzz/artifacts/$target"
             }
             so_far=$((so_far + step))
             echo "$so_far" >"$work/done-$target"
@@ -84,7 +84,7 @@ soak)
 keep)
     known "${2:-}"
     build
-    "$programs/$2" -merge=1 -max_len=1024 "fuzz/corpus/$2" "$work/$2"
+    "$programs/$2" -merge=1 -max_len=1024 "tests/fuzz/corpus/$2" "$work/$2"
     ;;
 *)
     known "${1:-}"

@@ -15,7 +15,7 @@ use kfs::layout::journal::{
 use kfs::layout::{FileType, RawGroupDesc, RawSuperblock, acl, dirent, features, orphan, xattr};
 use kfs::storage::{Buffer, BufferCache, Handle, Journal};
 use kfs::xattr::{XattrName, XattrSet};
-use kfs::{BlockNr, Error, Geometry, GroupNr, InodeNr, LogicalBlock, Result, SetMode};
+use kfs::{BlockNr, Error, Geometry, GroupNr, InodeNr, LogicalBlock, Result, Run, SetMode};
 use kfs_disk::{BlockDevice, MemoryDevice};
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -278,7 +278,11 @@ fn directory(input: &mut Input<'_>, indexed: bool) {
             2 => directory
                 .replace(&mut handle, name, nr, FileType::Regular)
                 .map(drop),
-            _ => directory.set_parent(&mut handle, nr),
+            _ => {
+                let entry = directory.parent_entry()?;
+                directory.set_parent(&mut handle, &entry, nr);
+                Ok(())
+            }
         }
     };
     for number in 0..u16::from(count) {
@@ -330,6 +334,10 @@ impl kfs::extent::NodeAllocator for Spare {
 
     fn allocate_node(&self, _: &mut Handle<'_>, (): &mut ()) -> BlockNr {
         unreachable!("none was promised")
+    }
+
+    fn check_free(&self, _: Run) -> Result<()> {
+        Ok(())
     }
 
     fn free_node(&self, _: &mut Handle<'_>, _: BlockNr) -> Result<()> {

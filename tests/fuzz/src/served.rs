@@ -1,6 +1,7 @@
 //! What a hostile guest is served: an image in memory, a directory of the host.
 
 use crate::base;
+use kfs::ErrorsPolicy;
 use kfsd::config::{CachePolicy, SharedDirOptions};
 use kfsd::fuse::Session;
 use kfsd::image::{Image, ImageConfig};
@@ -26,6 +27,7 @@ pub(crate) fn image(how: u8) -> (Image, Arc<Session>) {
         writeback: how & 32 != 0,
         readdirplus: how & 64 == 0,
         timeout: None,
+        errors: ErrorsPolicy::Continue,
         drop_capabilities: false,
     };
     let device = Box::new(base.clean.snapshot());

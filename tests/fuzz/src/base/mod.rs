@@ -13,7 +13,7 @@ pub use checksums::fix_log;
 pub use edit::Editor;
 pub use places::{Kind, Place};
 
-use kfs::{FixedClock, Geometry, MountOptions};
+use kfs::{ErrorsPolicy, FixedClock, Geometry, MountOptions};
 use kfs_disk::MemoryDevice;
 use std::sync::{Arc, OnceLock};
 
@@ -115,6 +115,7 @@ pub fn options() -> MountOptions {
         clock: Arc::new(FixedClock::new(1_700_000_000)),
         generation_seed: Some(1),
         commit_interval: None,
+        errors: ErrorsPolicy::Continue,
         cache_bytes: 1 << 20,
     }
 }
