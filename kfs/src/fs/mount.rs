@@ -43,6 +43,7 @@ impl Filesystem {
             // The replayed journal may have held the superblock.
             superblock = read_superblock(&*device)?;
         }
+        let is_replayed = log.is_some() && geometry.incompat.contains(Incompat::RECOVER);
         let geometry = Geometry::try_from(&superblock)?;
         let log = log.filter(|_| read_only.is_none());
         let mut protected: Vec<Run> = log.iter().flat_map(|log| log.area.runs()).collect();
@@ -51,6 +52,9 @@ impl Filesystem {
             mark_in_use(&*device, &mut superblock, &options)?;
         }
         let volume = assemble(device, geometry, log, read_only, &options)?;
+        if is_replayed && read_only.is_some() {
+            end_recovery(&volume)?;
+        }
         protected.extend(orphan_file_runs(&volume)?);
         volume.allocator.protect(&protected);
         let label = superblock.label().to_vec();
@@ -267,9 +271,6 @@ fn open_log(
             log.superblock.s_errno.set(0);
         }
         reset_log(&**device, &mut log, geometry.block_size)?;
-        if read_only.is_some() {
-            clear_recover(&**device)?;
-        }
     }
     if read_only.is_none() && !is_dirty {
         reset_log(&**device, &mut log, geometry.block_size)?;
@@ -369,10 +370,16 @@ fn mark_in_use(
     write_superblock(device, superblock)
 }
 
-fn clear_recover(device: &dyn BlockDevice) -> Result<()> {
+/// The log was replayed, and nobody will close the volume: its superblock becomes that of a closed
+/// one, with the counts that the replayed descriptors have.
+fn end_recovery(volume: &Volume) -> Result<()> {
+    let device = &**volume.device();
     let mut superblock = read_superblock(device)?;
     let incompat = superblock.incompat() - Incompat::RECOVER;
     superblock.s_feature_incompat.set(incompat.bits());
+    let counts = volume.allocator.free_counts();
+    superblock.set_free_blocks_count(counts.blocks);
+    superblock.s_free_inodes_count.set(counts.inodes);
     write_superblock(device, &mut superblock)
 }
 

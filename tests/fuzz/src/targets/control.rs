@@ -79,7 +79,9 @@ fn expand(input: &mut Input<'_>) -> Vec<u8> {
         match input.u8() {
             0xff => {
                 let (count, byte) = (usize::from(input.u16()) * 32, input.u8());
-                text.resize(text.len() + count, byte);
+                // Every line is answered: more of them take time, and show nothing.
+                let most = if byte == b'\n' { 100 } else { MAX_LINE_BYTES };
+                text.resize(text.len() + count.min(most), byte);
             }
             kind if kind >= 0xf0 => {
                 text.extend_from_slice(PIECES[usize::from(kind & 15)].as_bytes());
