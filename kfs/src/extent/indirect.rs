@@ -84,6 +84,11 @@ impl<'a> IndirectMap<'a> {
         self.fanout().pow(level)
     }
 
+    /// Blocks that a map can reach.
+    pub(crate) fn blocks_max(&self) -> u64 {
+        u64::from(DIRECT_BLOCKS) + (1..=3).map(|level| self.reach(level)).sum::<u64>()
+    }
+
     /// The root's slots, with their levels and first logical blocks.
     pub(super) fn slots(&self) -> impl Iterator<Item = (usize, u32, u64)> {
         let direct = u64::from(DIRECT_BLOCKS);

@@ -55,11 +55,15 @@ impl<'a> File<'a> {
         }
     }
 
-    /// Largest size of a file on this volume, in bytes.
-    #[must_use]
-    pub(crate) fn size_max(volume: &Volume) -> u64 {
+    /// Largest size that the file can get, in bytes.
+    fn size_max(self) -> u64 {
+        let geometry = &self.volume.geometry;
+        let blocks = match self.inode.check_extents() {
+            Ok(()) => FILE_BLOCKS_MAX,
+            Err(_) => self.inode.indirect(self.volume).blocks_max().min(FILE_BLOCKS_MAX),
+        };
         // Offsets are signed in all interfaces above.
-        (FILE_BLOCKS_MAX << volume.geometry.block_size_bits).min(i64::MAX as u64)
+        (blocks << geometry.block_size_bits).min(i64::MAX as u64)
     }
 
     /// The block that holds byte `offset`.
@@ -95,7 +99,7 @@ impl<'a> File<'a> {
 
     fn check_range(self, offset: u64, len: u64) -> Result<u64> {
         let end = offset.checked_add(len).ok_or(Error::FileTooLarge)?;
-        if end > Self::size_max(self.volume) {
+        if end > self.size_max() {
             return Err(Error::FileTooLarge);
         }
         Ok(end)
