@@ -106,13 +106,7 @@ impl Filesystem {
     /// # Errors
     /// `NotSupported` for flags that change how the inode is stored, `ReadOnly`, `Io`.
     pub fn set_flags(&self, inode: &Inode, flags: InodeFlags) -> Result<()> {
-        let settable = InodeFlags::IMMUTABLE
-            | InodeFlags::APPEND
-            | InodeFlags::NODUMP
-            | InodeFlags::NOATIME
-            | InodeFlags::SYNC
-            | InodeFlags::DIRSYNC
-            | InodeFlags::TOPDIR;
+        let settable = settable_flags(inode);
         let before = inode.state().fields().flags();
         if (flags ^ before).intersects(InodeFlags::USER_VISIBLE - settable) {
             return Err(Error::NotSupported);
@@ -126,6 +120,19 @@ impl Filesystem {
             });
             Ok(())
         })
+    }
+}
+
+/// What chattr(1) may change, as Linux has it: e2fsck takes other flags of special files for damage.
+fn settable_flags(inode: &Inode) -> InodeFlags {
+    let all = InodeFlags::NODUMP | InodeFlags::NOATIME;
+    let file = all | InodeFlags::IMMUTABLE | InodeFlags::APPEND | InodeFlags::SYNC;
+    if inode.is_directory() {
+        file | InodeFlags::DIRSYNC | InodeFlags::TOPDIR
+    } else if inode.is_regular() {
+        file
+    } else {
+        all
     }
 }
 

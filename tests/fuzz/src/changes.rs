@@ -107,7 +107,9 @@ impl<'f> Changes<'f> {
             21 => {
                 fs.finish_writing(&inode);
                 let cookie = input.number();
-                fs.list(&directory, cookie, &mut |_| std::ops::ControlFlow::Continue(()))
+                fs.list(&directory, cookie, &mut |_| {
+                    std::ops::ControlFlow::Continue(())
+                })
             }
             // Many names in one directory: blocks split.
             22 => self.fill(input, &directory),

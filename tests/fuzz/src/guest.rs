@@ -69,8 +69,22 @@ fn fields(opcode: Opcode) -> &'static [Field] {
         Opcode::BatchForget => &[Word, Pad(4), Node, Long, Node, Long, Node, Long],
         Opcode::Getattr => &[Word, Pad(4), Handle],
         Opcode::Setattr => &[
-            Word, Pad(4), Handle, Long, Long, Long, Long, Long, Word, Word, Word, Mode, Pad(4),
-            Word, Word, Pad(4),
+            Word,
+            Pad(4),
+            Handle,
+            Long,
+            Long,
+            Long,
+            Long,
+            Long,
+            Word,
+            Word,
+            Word,
+            Mode,
+            Pad(4),
+            Word,
+            Word,
+            Pad(4),
         ],
         Opcode::Statx => &[Word, Pad(4), Handle, Word, Word],
         Opcode::Symlink => &[Name, Name],
@@ -120,7 +134,11 @@ impl Guest {
 
     fn long(&self, input: &mut Input<'_>) -> u64 {
         let number = input.number();
-        if self.is_modest { number % MODEST } else { number }
+        if self.is_modest {
+            number % MODEST
+        } else {
+            number
+        }
     }
 
     /// The INIT that every session begins with. The input says what the kernel can do.
@@ -129,7 +147,11 @@ impl Guest {
         let flags = if kind & 1 == 0 { u64::MAX } else { flags };
         let init = InitIn {
             major: 7,
-            minor: if kind & 2 == 0 { 41 } else { 27 + u32::from(kind >> 3) },
+            minor: if kind & 2 == 0 {
+                41
+            } else {
+                27 + u32::from(kind >> 3)
+            },
             max_readahead: 1 << 20,
             flags: flags as u32,
         };
@@ -314,13 +336,34 @@ impl Guest {
 
 fn name(input: &mut Input<'_>) -> Vec<u8> {
     const NAMES: [&str; 20] = [
-        "directory", "below", "plain", "sparse", "tree", "attributes", "ahead", "short", "long",
-        "mapped", "mapped-directory", "linked", "fifo", "char", ".", "..", "new", "other", "a/b",
+        "directory",
+        "below",
+        "plain",
+        "sparse",
+        "tree",
+        "attributes",
+        "ahead",
+        "short",
+        "long",
+        "mapped",
+        "mapped-directory",
+        "linked",
+        "fifo",
+        "char",
+        ".",
+        "..",
+        "new",
+        "other",
+        "a/b",
         "name",
     ];
     match input.u8() {
         kind if kind < 200 => NAMES[usize::from(kind) % NAMES.len()].into(),
-        kind if kind < 240 => format!("{:05}-with-a-name-that-is-long-enough-to-fill-blocks-soon", kind - 200).into(),
+        kind if kind < 240 => format!(
+            "{:05}-with-a-name-that-is-long-enough-to-fill-blocks-soon",
+            kind - 200
+        )
+        .into(),
         kind if kind < 248 => vec![b'n'; input.index(300)],
         _ => {
             let len = usize::from(input.u8() % 32);
@@ -359,7 +402,10 @@ fn append_extension(input: &mut Input<'_>, request: &mut Request) {
             let name = &b"security.selinux\0"[..];
             [&(label.len() as u32).to_le_bytes(), &[0; 4], name, label].concat()
         }
-        1 => [1, input.u32()].iter().flat_map(|word| word.to_le_bytes()).collect(),
+        1 => [1, input.u32()]
+            .iter()
+            .flat_map(|word| word.to_le_bytes())
+            .collect(),
         _ => {
             let len = usize::from(input.u8() % 64);
             input.take(len).to_vec()
@@ -376,7 +422,9 @@ fn append_extension(input: &mut Input<'_>, request: &mut Request) {
     request.bytes.extend(code.to_le_bytes());
     request.bytes.extend(&body);
     let len = request.bytes.len().next_multiple_of(8);
-    request.bytes.resize(start + (len - start).next_multiple_of(8), 0);
+    request
+        .bytes
+        .resize(start + (len - start).next_multiple_of(8), 0);
     let words = (request.bytes.len() - start) / 8;
     let len = request.bytes.len() as u32;
     request.bytes[..4].copy_from_slice(&len.to_le_bytes());

@@ -42,7 +42,10 @@ fn count(size: usize) {
     PEAK.fetch_max(live, Ordering::Relaxed);
     if live > LIMIT.load(Ordering::Relaxed) {
         LIMIT.store(usize::MAX, Ordering::Relaxed);
-        fail("memory", &format!("{live} bytes are in use, {size} in one piece"));
+        fail(
+            "memory",
+            &format!("{live} bytes are in use, {size} in one piece"),
+        );
     }
 }
 

@@ -32,7 +32,10 @@ fn main() -> ExitCode {
 }
 
 fn run(words: &[&str]) -> Result<(), String> {
-    let number = |text: &str| text.parse::<u64>().map_err(|error| format!("{text}: {error}"));
+    let number = |text: &str| {
+        text.parse::<u64>()
+            .map_err(|error| format!("{text}: {error}"))
+    };
     let seed = |rest: &[&str]| rest.first().map_or(Ok(1), |text| number(text));
     match words {
         [name, "-n", count, rest @ ..] if rest.len() < 2 => {
@@ -67,12 +70,18 @@ fn replay(target: Target, files: &[&str]) -> Result<(), String> {
 }
 
 fn show(taken: Taken) -> String {
-    format!("{:.1?} of the processor, {} KiB", taken.cpu, taken.memory >> 10)
+    format!(
+        "{:.1?} of the processor, {} KiB",
+        taken.cpu,
+        taken.memory >> 10
+    )
 }
 
 fn random(target: Target, count: u64, time: Duration, seed: u64) -> Result<(), String> {
     let name = target.name;
-    let artifacts = Path::new(env!("CARGO_MANIFEST_DIR")).join("artifacts").join(name);
+    let artifacts = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("artifacts")
+        .join(name);
     std::fs::create_dir_all(&artifacts).map_err(|error| error.to_string())?;
     let keep = |name: &str, input: &[u8]| {
         std::fs::write(artifacts.join(name), input).map_err(|error| error.to_string())
@@ -99,6 +108,10 @@ fn random(target: Target, count: u64, time: Duration, seed: u64) -> Result<(), S
         kept.len(),
         started.elapsed()
     );
-    println!("{name}: the slowest took {}; the largest, {}", show(slowest), show(largest));
+    println!(
+        "{name}: the slowest took {}; the largest, {}",
+        show(slowest),
+        show(largest)
+    );
     Ok(())
 }

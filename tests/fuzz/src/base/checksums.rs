@@ -112,7 +112,10 @@ pub fn fix_log(device: &dyn BlockDevice, log: &[u64], block_size: usize) {
     let get = |block: u64| {
         let mut bytes = vec![0; block_size];
         // What lies outside cannot be fixed.
-        device.read_at(offset(block), &mut bytes).is_ok().then_some(bytes)
+        device
+            .read_at(offset(block), &mut bytes)
+            .is_ok()
+            .then_some(bytes)
     };
     let Some(mut first) = log.first().and_then(|&block| get(block)) else {
         return;

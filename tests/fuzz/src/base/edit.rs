@@ -181,9 +181,7 @@ impl<'b> Editor<'b> {
         else {
             return true;
         };
-        let (group, _) = geometry
-            .inode_location(nr)
-            .expect("an inode that is there");
+        let (group, _) = geometry.inode_location(nr).expect("an inode that is there");
         let table = |image| super::places::read_desc(image, geometry, group).inode_table();
         table(base) == table(device)
     }

@@ -1,7 +1,7 @@
 //! Makes a base: formats it, fills it, and cuts the power of a copy in the middle of changes.
 
 use super::places::{self, file_blocks};
-use super::{Base, Recipe, options};
+use super::{Base, Recipe, inline, options};
 use kfs::layout::inode::{DeviceNumber, InodeBytes, InodeFlags};
 use kfs::{
     Filesystem, Geometry, Inode, InodeNr, NewNode, SetAttr, SetMode, SliceSource, SpaceChange,
@@ -15,6 +15,9 @@ use std::sync::Arc;
 const MAPPED: &[u8] = b"mapped";
 /// Name of the directory that gets a block map.
 const MAPPED_DIRECTORY: &[u8] = b"mapped-directory";
+/// Names of what gets its content in the inode, where the image has that.
+const INLINE: &[u8] = b"inline";
+const INLINE_DIRECTORY: &[u8] = b"inline-directory";
 
 pub(super) fn base(recipe: &Recipe) -> Base {
     let device = Arc::new(MemoryDevice::new(recipe.size_bytes));
@@ -22,12 +25,18 @@ pub(super) fn base(recipe: &Recipe) -> Base {
     let fs = open(&device);
     fill(&fs, recipe).expect("there is space for everything");
     let mapped = [MAPPED, MAPPED_DIRECTORY].map(|name| find(&fs, name).nr());
+    let in_inode = [INLINE, INLINE_DIRECTORY].map(|name| find(&fs, name).nr());
     fs.close().expect("the device never fails");
     drop(fs);
     for nr in mapped {
         to_block_map(&device, nr);
     }
     let dirty = cut_power(&device);
+    if recipe.inline_data {
+        for image in [&*device, &dirty] {
+            inline::add(image, in_inode[0], in_inode[1]);
+        }
+    }
     let superblock = read_superblock(&*device).expect("mkfs wrote it");
     let geometry = Geometry::try_from(&superblock).expect("mkfs wrote it");
     let mut places = places::locate(&device, &geometry);
@@ -37,7 +46,9 @@ pub(super) fn base(recipe: &Recipe) -> Base {
     places.extend(places::locate_log(&dirty, &geometry, &log));
     let of_class = |class| {
         let indexes = 0..places.len();
-        indexes.filter(|&index| places[index].kind.class() == class).collect()
+        indexes
+            .filter(|&index| places[index].kind.class() == class)
+            .collect()
     };
     Base {
         by_class: std::array::from_fn(of_class),
@@ -114,6 +125,8 @@ fn fill(fs: &Filesystem, recipe: &Recipe) -> kfs::Result<()> {
     fill_special(fs, &root)?;
     fill_files(fs, &root, recipe)?;
     fill_xattrs(fs, &root)?;
+    make(fs, &root, INLINE, FILE)?;
+    make(fs, &root, INLINE_DIRECTORY, DIRECTORY)?;
     let big = make(fs, &root, b"tree", DIRECTORY)?;
     let file = make(fs, &root, b"linked", FILE)?;
     for number in 0..recipe.names {
@@ -250,7 +263,7 @@ fn write_block(device: &MemoryDevice, geometry: &Geometry, block: u64, bytes: &[
         .expect("within the device");
 }
 
-fn write_inode(
+pub(super) fn write_inode(
     device: &MemoryDevice,
     geometry: &Geometry,
     nr: InodeNr,

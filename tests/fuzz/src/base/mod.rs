@@ -6,6 +6,7 @@
 
 mod checksums;
 mod edit;
+mod inline;
 mod make;
 mod places;
 
@@ -44,9 +45,11 @@ struct Recipe {
     inodes_count: u64,
     /// Names in a directory with a hash tree: 1300 need two levels of index blocks.
     names: u32,
+    /// Whether some content lies in inodes. kfs reads such images only.
+    inline_data: bool,
 }
 
-const RECIPES: [Recipe; 5] = [
+const RECIPES: [Recipe; 6] = [
     Recipe {
         block_size: 1024,
         size_bytes: 6 << 20,
@@ -55,6 +58,7 @@ const RECIPES: [Recipe; 5] = [
         blocks_per_group: 2048,
         inodes_count: 384,
         names: 1300,
+        inline_data: false,
     },
     Recipe {
         block_size: 4096,
@@ -64,6 +68,7 @@ const RECIPES: [Recipe; 5] = [
         blocks_per_group: 2048,
         inodes_count: 384,
         names: 300,
+        inline_data: false,
     },
     Recipe {
         block_size: 1024,
@@ -73,6 +78,7 @@ const RECIPES: [Recipe; 5] = [
         blocks_per_group: 2048,
         inodes_count: 384,
         names: 250,
+        inline_data: false,
     },
     Recipe {
         block_size: 4096,
@@ -82,6 +88,17 @@ const RECIPES: [Recipe; 5] = [
         blocks_per_group: 32768,
         inodes_count: 384,
         names: 250,
+        inline_data: false,
+    },
+    Recipe {
+        block_size: 1024,
+        size_bytes: 6 << 20,
+        features: "",
+        inode_size: 256,
+        blocks_per_group: 8192,
+        inodes_count: 384,
+        names: 250,
+        inline_data: true,
     },
     Recipe {
         block_size: 1024,
@@ -91,13 +108,14 @@ const RECIPES: [Recipe; 5] = [
         blocks_per_group: 1024,
         inodes_count: 384,
         names: 250,
+        inline_data: false,
     },
 ];
 
 /// How many there are.
 pub const COUNT: usize = RECIPES.len();
 /// Those with a journal.
-pub const WITH_JOURNAL: usize = 4;
+pub const WITH_JOURNAL: usize = 5;
 
 static BASES: [OnceLock<Base>; COUNT] = [const { OnceLock::new() }; COUNT];
 
@@ -117,5 +135,35 @@ pub fn options() -> MountOptions {
         commit_interval: None,
         errors: ErrorsPolicy::Continue,
         cache_bytes: 1 << 20,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kfs::{Filesystem, SliceSink};
+    use std::ops::ControlFlow;
+
+    /// What lies in inodes is read: the image is as its recipe says.
+    #[test]
+    fn inline_content_is_there() {
+        let base = RECIPES.iter().position(|recipe| recipe.inline_data);
+        let image = get(base.expect("there is one")).clean.snapshot();
+        let fs = Filesystem::open(Arc::new(image), options()).unwrap();
+        let root = fs.root().unwrap();
+        let file = fs.lookup(&root, b"inline").unwrap();
+        let mut content = [0; 200];
+        let mut sink = SliceSink::new(&mut content);
+        assert_eq!(fs.read(&file, 0, 200, &mut sink).unwrap(), 100);
+        assert_eq!(&content[..100], [b'c'; 100]);
+        let directory = fs.lookup(&root, b"inline-directory").unwrap();
+        let mut names = Vec::new();
+        fs.list(&directory, 0, &mut |entry| {
+            names.push(entry.name.to_vec());
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        names.sort();
+        assert_eq!(names, [&b"."[..], b"..", b"one", b"three", b"two"]);
     }
 }

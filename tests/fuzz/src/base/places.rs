@@ -261,11 +261,7 @@ impl Finder<'_> {
         let geometry = self.geometry;
         let desc = read_desc(self.device, geometry, group);
         let offset = desc_offset(geometry, group);
-        self.add(
-            Kind::Descriptor(group),
-            offset,
-            geometry.desc_size as usize,
-        );
+        self.add(Kind::Descriptor(group), offset, geometry.desc_size as usize);
         self.add_block(Kind::BlockBitmap(group), desc.block_bitmap().0);
         self.add_block(Kind::InodeBitmap(group), desc.inode_bitmap().0);
         if desc.flags().contains(GroupFlags::INODE_UNINIT) {
@@ -293,7 +289,8 @@ impl Finder<'_> {
         let flags = inode.flags();
         let kind = inode.mode() & S_IFMT;
         let has_blocks = matches!(kind, S_IFREG | S_IFDIR) && inode.size_bytes() > 0;
-        if !flags.contains(InodeFlags::EXTENTS) && !has_blocks {
+        let is_mapped = flags.contains(InodeFlags::EXTENTS) || has_blocks;
+        if flags.contains(InodeFlags::INLINE_DATA) || !is_mapped {
             return;
         }
         let blocks = file_blocks(device, geometry, inode.block_area(), flags);

@@ -149,7 +149,9 @@ fn talk(text: &[u8]) {
         }
         let _ = stream.shutdown(Shutdown::Both);
     });
-    let mut lines = answers.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
+    let mut lines = answers
+        .split(|&byte| byte == b'\n')
+        .filter(|line| !line.is_empty());
     let hello = lines.next().expect("a greeting");
     let hello: Hello = serde_json::from_slice(hello).expect("a greeting");
     assert_eq!(hello.pid, std::process::id());

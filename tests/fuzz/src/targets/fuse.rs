@@ -1,5 +1,8 @@
 //! A whole FUSE session on the bytes of a hostile guest, over an image and over a directory.
-#![allow(unsafe_code, reason = "requests and replies in several pieces of memory")]
+#![allow(
+    unsafe_code,
+    reason = "requests and replies in several pieces of memory"
+)]
 
 use crate::guest::{Guest, Request};
 use crate::input::Input;
@@ -29,7 +32,11 @@ pub(super) fn talk(session: &Session, input: &mut Input<'_>, is_modest: bool) {
         let len = usize::from(input.u8()) + 1;
         while !input.is_empty() {
             let bytes = input.take(len).to_vec();
-            let request = Request { bytes, room: 4096, opcode: None };
+            let request = Request {
+                bytes,
+                room: 4096,
+                opcode: None,
+            };
             send(session, &mut guest, &request, &mut scratch, 0);
         }
         return;

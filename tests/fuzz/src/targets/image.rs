@@ -58,7 +58,10 @@ fn judge(device: &Arc<MemoryDevice>) -> Verdict {
         Ok(report) => {
             let _ = report.findings.iter().map(ToString::to_string).count();
             if std::env::var_os("KFS_FUZZ_VERBOSE").is_some() {
-                report.findings.iter().for_each(|finding| eprintln!("{finding}"));
+                report
+                    .findings
+                    .iter()
+                    .for_each(|finding| eprintln!("{finding}"));
             }
             report.verdict()
         }

@@ -33,7 +33,12 @@ const LOG: [Run; 2] = [
 
 /// A log to recover.
 pub fn journal(data: &[u8]) {
-    const { assert!(Kind::CLASSES == 14, "the numbers above are those of the log's places") };
+    const {
+        assert!(
+            Kind::CLASSES == 14,
+            "the numbers above are those of the log's places"
+        )
+    };
     let mut input = Input::new(data);
     let how = input.u8();
     if how & 1 == 0 {
@@ -197,7 +202,11 @@ fn log_block(
         }
         3 => {
             let count = u32::from(kind >> 3 & 7);
-            let used = if kind & 0xc0 == 0xc0 { input.u32() } else { 16 + count * 8 };
+            let used = if kind & 0xc0 == 0xc0 {
+                input.u32()
+            } else {
+                16 + count * 8
+            };
             put(0, RawRevokeHeader::new(*sequence, used).as_bytes());
             for index in 0..count as usize {
                 put(16 + index * 8, &(input.number() % BLOCKS).to_be_bytes());

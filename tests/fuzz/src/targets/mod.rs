@@ -70,7 +70,10 @@ pub const ALL: [Target; 7] = [
 /// names.
 #[must_use]
 pub fn kept(name: &str) -> Vec<Vec<u8>> {
-    kept_files(name).into_iter().map(|(_, input)| input).collect()
+    kept_files(name)
+        .into_iter()
+        .map(|(_, input)| input)
+        .collect()
 }
 
 /// [`kept`], with the files that hold them.

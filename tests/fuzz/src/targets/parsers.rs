@@ -127,9 +127,18 @@ fn inode(input: &mut Input<'_>) {
     let size = [128, 256, 512, 1024][usize::from(input.u8() & 3)];
     let mut inode = InodeBytes::new(padded(input, size));
     let _ = (inode.mode(), inode.uid(), inode.gid(), inode.size_bytes());
-    let _ = (inode.links_count(), inode.blocks_512(geometry), inode.flags());
+    let _ = (
+        inode.links_count(),
+        inode.blocks_512(geometry),
+        inode.flags(),
+    );
     let _ = (inode.atime(), inode.mtime(), inode.ctime(), inode.crtime());
-    let _ = (inode.version(), inode.projid(), inode.rdev(), inode.file_acl());
+    let _ = (
+        inode.version(),
+        inode.projid(),
+        inode.rdev(),
+        inode.file_acl(),
+    );
     let nr = InodeNr(12);
     let _ = inode.verify_checksum(geometry, nr);
     let size_bytes = inode.size_bytes();
@@ -306,10 +315,14 @@ fn extents(input: &mut Input<'_>) {
         let _ = tree.nearest_before(&root, logical);
     }
     let mut blocks = 0;
-    let _ = tree.for_each(&root, LogicalBlock(numbers[0]), &mut |extent: kfs::extent::Extent| {
-        blocks += u64::from(extent.len);
-        Ok(ControlFlow::Continue(()))
-    });
+    let _ = tree.for_each(
+        &root,
+        LogicalBlock(numbers[0]),
+        &mut |extent: kfs::extent::Extent| {
+            blocks += u64::from(extent.len);
+            Ok(ControlFlow::Continue(()))
+        },
+    );
     assert!(blocks <= LOGICAL_END);
     let _ = tree.for_each_node(&root, &mut |_| Ok(()));
     let Ok(mut handle) = volume.journal.start(REWRITE_CREDITS_MIN + CREDITS) else {
@@ -329,7 +342,11 @@ impl kfs::extent::NodeAllocator for Spare {
     type Reservation = ();
 
     fn reserve_nodes(&self, count: u32, _: BlockNr) -> Result<()> {
-        if count == 0 { Ok(()) } else { Err(Error::NoSpace) }
+        if count == 0 {
+            Ok(())
+        } else {
+            Err(Error::NoSpace)
+        }
     }
 
     fn allocate_node(&self, _: &mut Handle<'_>, (): &mut ()) -> BlockNr {

@@ -99,7 +99,10 @@ fn remove(path: &Path) {
     let mut waiting = vec![path.to_owned()];
     while let Some(directory) = waiting.pop() {
         let _ = std::fs::set_permissions(&directory, all.clone());
-        let entries = std::fs::read_dir(&directory).into_iter().flatten().flatten();
+        let entries = std::fs::read_dir(&directory)
+            .into_iter()
+            .flatten()
+            .flatten();
         let is_dir = |entry: &std::fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
         waiting.extend(entries.filter(is_dir).map(|entry| entry.path()));
     }

@@ -174,17 +174,29 @@ impl<'m> Driver<'m> {
             let mut list = Vec::new();
             let mut at = 0;
             while at < len && list.len() < 5 {
-                let step = if list.len() == 4 { len - at } else { cut.min(len - at) };
+                let step = if list.len() == 4 {
+                    len - at
+                } else {
+                    cut.min(len - at)
+                };
                 list.push((start + at, step as u32));
                 at += step;
             }
             list
         };
         let readable = pieces(source, len, [u64::MAX, 40, 7, 1000][usize::from(how & 3)]);
-        let writable = pieces(reply, room, [u64::MAX, 16, 5, 3000][usize::from(how >> 2 & 3)]);
+        let writable = pieces(
+            reply,
+            room,
+            [u64::MAX, 16, 5, 3000][usize::from(how >> 2 & 3)],
+        );
         let is_indirect = how & 0x40 != 0;
         let head = self.next_descriptor % QUEUE_SIZE;
-        let table = if is_indirect { INDIRECT_TABLES } else { DESCRIPTORS };
+        let table = if is_indirect {
+            INDIRECT_TABLES
+        } else {
+            DESCRIPTORS
+        };
         let mut index = if is_indirect { 0 } else { head };
         let total = readable.len() + writable.len();
         let both = readable.iter().map(|piece| (piece, 0));
@@ -211,10 +223,17 @@ impl<'m> Driver<'m> {
     /// Changes something that the worker will look at.
     fn edit(&mut self, input: &mut Input<'_>) {
         let (kind, index) = (input.u8(), u64::from(input.u8() % QUEUE_SIZE as u8));
-        let table = if kind & 0x80 == 0 { DESCRIPTORS } else { INDIRECT_TABLES };
+        let table = if kind & 0x80 == 0 {
+            DESCRIPTORS
+        } else {
+            INDIRECT_TABLES
+        };
         match kind % 8 {
             0 => self.put(table + index * 16, &input.number().to_le_bytes()),
-            1 => self.put(table + index * 16 + 8, &(input.number() as u32).to_le_bytes()),
+            1 => self.put(
+                table + index * 16 + 8,
+                &(input.number() as u32).to_le_bytes(),
+            ),
             2 => self.put(table + index * 16 + 12, &(input.u16() & 7).to_le_bytes()),
             3 => self.put(table + index * 16 + 14, &input.array::<2>()),
             4 => self.put(AVAIL + 4 + index * 2, &input.array::<2>()),
