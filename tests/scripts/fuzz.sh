@@ -1,13 +1,16 @@
 #!/bin/bash
-# fuzz.sh: runs the fuzz targets with libFuzzer, on the stable toolchain.
+# fuzz.sh: the fuzz targets of tests/fuzz, with and without libFuzzer.
 #
-#   fuzz.sh TARGET [SECONDS]   one target, until it fails or the time (60 s) is over
-#   fuzz.sh soak [COUNT]       COUNT executions (10 million) over all targets; a run that was stopped goes
-#                              on where it was. The figures come at the end
-#   fuzz.sh keep TARGET        adds to tests/fuzz/corpus what the runs have found and the corpus does not reach
+#   fuzz.sh quick [SECONDS]        all targets with mutations of the kept inputs, without libFuzzer, for that
+#                                  time (56 s): what `make test` does
+#   fuzz.sh TARGET [SECONDS]       one target with libFuzzer, until it fails or the time (60 s) is over
+#   fuzz.sh round SEED [COUNT]     all targets with libFuzzer, COUNT executions (500 000): what `make soak` does
+#   fuzz.sh keep TARGET            adds to tests/fuzz/corpus what libFuzzer has found and the corpus does not reach
+#   fuzz.sh minimize TARGET FILE   makes an input that fails smaller
 #
-# cargo-fuzz is not needed; the flags below are those it builds with when asked for no sanitizer. Found
-# inputs are in build/fuzz/TARGET, failing ones in tests/fuzz/artifacts/TARGET.
+# libFuzzer runs on the stable toolchain; cargo-fuzz is not needed: the flags below are those that it builds
+# with when asked for no sanitizer. Found inputs are in build/fuzz/TARGET, failing ones in
+# tests/fuzz/artifacts/TARGET. Both ways watch panics, hangs and memory.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 cd "$top"
@@ -15,11 +18,9 @@ cd "$top"
 triple=$(rustc -vV | sed -n 's/^host: //p')
 programs=target/$triple/fuzz
 work=build/fuzz
-# Thousandths of a soak's executions. They differ in speed by a factor of twenty.
-declare -A SHARE=([parsers]=300 [control]=200 [fuse]=140 [vring]=110 [journal]=120 [shared_dir]=80 [image]=50)
 targets=(parsers control fuse vring journal shared_dir image)
-# Executions after which a soak notes how far it came.
-readonly STEP=20000
+# Thousandths of a round's executions. They differ in speed by a factor of a hundred.
+declare -A SHARE=([parsers]=600 [control]=60 [fuse]=80 [vring]=60 [journal]=70 [shared_dir]=80 [image]=50)
 
 build() {
     local flags=(-Cpasses=sancov-module
@@ -34,41 +35,26 @@ build() {
 
 # run TARGET FLAG...: libFuzzer with what is the same for all runs.
 run() {
-    local target=$1
+    local target=$1 artifacts=tests/fuzz/artifacts/$1/ log=$work/$1.log
     shift
-    mkdir -p "$work/$target" "tests/fuzz/artifacts/$target" "tests/fuzz/corpus/$target" "tests/fuzz/regressions/$target"
-    "$programs/$target" -timeout=60 -rss_limit_mb=2048 -max_len=1024 -len_control=20 -verbosity=0 \
-        -artifact_prefix="tests/fuzz/artifacts/$target/" "$@" \
-        "$work/$target" "tests/fuzz/corpus/$target" "tests/fuzz/regressions/$target"
+    mkdir -p "$work/$target" "$artifacts" "tests/fuzz/corpus/$target" "tests/fuzz/regressions/$target"
+    if ! "$programs/$target" -timeout=60 -rss_limit_mb=2048 -max_len=1024 -verbosity=1 -print_final_stats=1 \
+        -artifact_prefix="$artifacts" "$@" \
+        "$work/$target" "tests/fuzz/corpus/$target" "tests/fuzz/regressions/$target" 2>"$log"; then
+        grep -v -e '^#' -e NEW_FUNC "$log" | tail -n 40 >&2
+        die "$target fails ($*): the input is in $artifacts"
+    fi
+    printf '%-10s %s, %s executions, %d MiB at most, %d inputs found so far\n' "$target" "$*" \
+        "$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")" \
+        "$(sed -n 's/^stat::peak_rss_mb: *//p' "$log")" "$(find "$work/$target" -type f | wc -l)"
 }
 
-done_so_far() {
-    cat "$work/done-$1" 2>/dev/null || echo 0
-}
-
-soak() {
-    local total=$1 target wanted so_far step started=$SECONDS
+quick() {
+    local target seconds=$((($1 + ${#targets[@]} - 1) / ${#targets[@]}))
+    cargo build --quiet -p kfs-fuzz --bin kfs-fuzz
     for target in "${targets[@]}"; do
-        wanted=$((total * SHARE[$target] / 1000))
-        so_far=$(done_so_far "$target")
-        while [ "$so_far" -lt "$wanted" ]; do
-            step=$((wanted - so_far < STEP ? wanted - so_far : STEP))
-            run "$target" -runs="$step" -seed=$((so_far + 1)) 2>"$work/log" || {
-                tail -n 40 "$work/log" >&2
-                die "$target fails: the input is in tests/fuzz/artifacts/$target"
-            }
-            so_far=$((so_far + step))
-            echo "$so_far" >"$work/done-$target"
-            echo "$target: $so_far of $wanted executions, $((SECONDS - started)) s"
-        done
+        target/debug/kfs-fuzz "$target" -t "$seconds"
     done
-    so_far=0
-    for target in "${targets[@]}"; do
-        so_far=$((so_far + $(done_so_far "$target")))
-        printf '%-12s %9d executions, %5d inputs found\n' "$target" "$(done_so_far "$target")" \
-            "$(find "$work/$target" -type f | wc -l)"
-    done
-    echo "fuzz: $so_far executions, no panic, no hang, no unbounded memory"
 }
 
 known() {
@@ -77,14 +63,25 @@ known() {
 
 mkdir -p "$work"
 case ${1:-} in
-soak)
+quick)
+    quick "${2:-56}"
+    ;;
+round)
     build
-    soak "${2:-10000000}"
+    for target in "${targets[@]}"; do
+        run "$target" -runs=$((${3:-500000} * SHARE[$target] / 1000)) -seed="${2:?a seed}"
+    done
     ;;
 keep)
     known "${2:-}"
     build
+    mkdir -p "$work/$2" "tests/fuzz/corpus/$2"
     "$programs/$2" -merge=1 -max_len=1024 "tests/fuzz/corpus/$2" "$work/$2"
+    ;;
+minimize)
+    known "${2:-}"
+    build
+    "$programs/$2" -minimize_crash=1 -max_total_time=60 -exact_artifact_path="$3.small" "$3"
     ;;
 *)
     known "${1:-}"

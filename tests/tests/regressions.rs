@@ -1,6 +1,8 @@
 //! What once went wrong, each with what must hold.
 
-use kfs::{Filesystem, MountOptions, NewNode, SetAttr, SliceSource, WriteOptions};
+use kfs::{
+    Error, Filesystem, InodeFlags, MountOptions, NewNode, SetAttr, SliceSource, WriteOptions,
+};
 use kfs_disk::{BlockDevice, MemoryDevice};
 use kfs_tests::{e2fsprogs, tree};
 use std::sync::Arc;
@@ -26,11 +28,16 @@ fn open(device: &Arc<MemoryDevice>) -> Arc<Filesystem> {
 fn crash(device: &MemoryDevice) -> Arc<MemoryDevice> {
     let crashed = Arc::new(device.snapshot());
     open(&crashed).close().expect("closes");
+    check(&crashed);
+    crashed
+}
+
+/// e2fsck finds nothing wrong.
+fn check(device: &MemoryDevice) {
     let folder = tempfile::tempdir().expect("temporary folder");
     let path = folder.path().join("image");
-    crashed.write_to(&path).expect("writes the image");
+    device.write_to(&path).expect("writes the image");
     e2fsprogs::check(&path).unwrap_or_else(|found| panic!("{found}"));
-    crashed
 }
 
 fn write(fs: &Filesystem, inode: &Arc<kfs::Inode>, offset: u64, content: &[u8]) {
@@ -243,5 +250,79 @@ fn block_maps_shrink_and_go_in_steps() {
     fs.unlink(&root, b"old").expect("unlinks");
     fs.sync().expect("syncs");
     assert!(fs.space().blocks_free > before + (14 << 10));
+    crash(&device);
+}
+
+/// Files with block maps could become larger than a map reaches, which e2fsck takes for damage.
+#[test]
+fn block_maps_limit_the_size() {
+    let device = converted_volume(100_000);
+    let fs = open(&device);
+    let root = fs.root().expect("root");
+    let inode = fs.lookup(&root, b"old").expect("finds");
+    let resize = |size| {
+        let change = SetAttr {
+            size_bytes: Some(size),
+            ..SetAttr::default()
+        };
+        fs.set_attr(&inode, &change)
+    };
+    let most = (12 + 256 + 256 * 256 + 256 * 256 * 256) * 1024;
+    assert!(matches!(resize(most + 1), Err(Error::FileTooLarge)));
+    resize(most).expect("grows");
+    fs.sync().expect("syncs");
+    crash(&device);
+}
+
+/// Nobody closes a volume that is only read: after the replay of its journal the superblock kept
+/// the counts from before, which e2fsck takes for damage.
+#[test]
+fn a_replay_for_reading_only_brings_the_counts_up_to_date() {
+    let (device, fs) = volume(&mkfs::Options::default());
+    let root = fs.root().expect("root");
+    let file = NewNode {
+        mode: S_IFREG,
+        ..NewNode::default()
+    };
+    let inode = fs.create(&root, b"file", &file).expect("creates");
+    write(&fs, &inode, 0, &[7; 50_000]);
+    fs.sync().expect("syncs");
+    let crashed = Arc::new(device.snapshot());
+    let options = MountOptions {
+        read_only: true,
+        commit_interval: None,
+        ..MountOptions::default()
+    };
+    let reader = Filesystem::open(Arc::clone(&crashed) as Arc<dyn BlockDevice>, options);
+    reader.expect("opens").close().expect("closes");
+    check(&crashed);
+}
+
+/// chattr(1) could make devices and links immutable, which e2fsck takes for damage.
+#[test]
+fn special_files_take_few_flags() {
+    let (device, fs) = volume(&mkfs::Options::default());
+    let root = fs.root().expect("root");
+    for (mode, name) in [
+        (0o020_600, "device"),
+        (0o010_600, "fifo"),
+        (0o120_777, "link"),
+    ] {
+        let node = NewNode {
+            mode,
+            target: if name == "link" { b"target" } else { b"" },
+            ..NewNode::default()
+        };
+        let inode = fs.create(&root, name.as_bytes(), &node).expect("creates");
+        for flag in [InodeFlags::IMMUTABLE, InodeFlags::APPEND, InodeFlags::SYNC] {
+            let refused = fs.set_flags(&inode, flag);
+            assert!(
+                matches!(refused, Err(Error::NotSupported)),
+                "{name} {flag:?}"
+            );
+        }
+        fs.set_flags(&inode, InodeFlags::NOATIME).expect("sets");
+    }
+    fs.sync().expect("syncs");
     crash(&device);
 }
