@@ -12,7 +12,7 @@ impl Rng {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -22,7 +22,7 @@ impl Rng {
 
     /// A number below `end`, which is not 0.
     pub fn below(&mut self, end: usize) -> usize {
-        (self.next() % end as u64) as usize
+        (self.number() % end as u64) as usize
     }
 }
 
@@ -36,7 +36,7 @@ pub fn mutate(rng: &mut Rng, kept: &[Vec<u8>], max_len: usize) -> Vec<u8> {
     };
     if input.is_empty() {
         let len = rng.below(max_len.min(200)) + 1;
-        input = (0..len).map(|_| rng.next() as u8).collect();
+        input = (0..len).map(|_| rng.number() as u8).collect();
     }
     for _ in 0..=rng.below(5) {
         mutate_once(rng, &mut input, kept);
@@ -47,21 +47,21 @@ pub fn mutate(rng: &mut Rng, kept: &[Vec<u8>], max_len: usize) -> Vec<u8> {
 
 fn mutate_once(rng: &mut Rng, input: &mut Vec<u8>, kept: &[Vec<u8>]) {
     if input.is_empty() {
-        return input.push(rng.next() as u8);
+        return input.push(rng.number() as u8);
     }
     let at = rng.below(input.len());
     let len = (rng.below(8) + 1).min(input.len() - at);
     match rng.below(8) {
         0 => input[at] ^= 1 << rng.below(8),
-        1 => input[at] = rng.next() as u8,
+        1 => input[at] = rng.number() as u8,
         2 => input[at] = [0, 1, 0x7f, 0x80, 0xff][rng.below(5)],
         3 => {
-            let bytes = rng.next().to_le_bytes();
+            let bytes = rng.number().to_le_bytes();
             input[at..at + len].copy_from_slice(&bytes[..len]);
         }
         4 => drop(input.drain(at..at + len)),
         5 => {
-            let bytes = rng.next().to_le_bytes();
+            let bytes = rng.number().to_le_bytes();
             input.splice(at..at, bytes[..len].iter().copied());
         }
         6 => {
