@@ -61,6 +61,10 @@ impl Filesystem {
         if old.name.is_dot() || new.name.is_dot() {
             return Err(Error::Busy);
         }
+        // Before locks are taken, whose order is that of directories.
+        if !(old_directory.is_directory() && new_directory.is_directory()) {
+            return Err(Error::NotADirectory);
+        }
         // While it is held no directory moves, so ancestors stay ancestors.
         let is_across = old_directory.nr() != new_directory.nr();
         let _rename = is_across.then(|| self.rename.lock());
