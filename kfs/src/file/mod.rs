@@ -60,7 +60,11 @@ impl<'a> File<'a> {
         let geometry = &self.volume.geometry;
         let blocks = match self.inode.check_extents() {
             Ok(()) => FILE_BLOCKS_MAX,
-            Err(_) => self.inode.indirect(self.volume).blocks_max().min(FILE_BLOCKS_MAX),
+            Err(_) => self
+                .inode
+                .indirect(self.volume)
+                .blocks_max()
+                .min(FILE_BLOCKS_MAX),
         };
         // Offsets are signed in all interfaces above.
         (blocks << geometry.block_size_bits).min(i64::MAX as u64)
