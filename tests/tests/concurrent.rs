@@ -14,9 +14,8 @@
 #[cfg(not(debug_assertions))]
 compile_error!("threads can be scheduled in debug builds only");
 
-use kfs::Filesystem;
-use kfs::NewNode;
 use kfs::sync::schedule::{self, Task};
+use kfs::{Filesystem, Inode, NewNode, SetAttr, SliceSource, WriteOptions};
 use kfs_disk::testing::SplitMix64;
 use kfs_disk::{BlockDevice, MemoryDevice};
 use kfs_tests::concurrent::linear::{Clock, Timed};
@@ -52,6 +51,17 @@ enum Threads {
     Free,
 }
 
+/// Says which seed it was when a thread panics.
+struct Seed(u64);
+
+impl Drop for Seed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("seed {}", self.0);
+        }
+    }
+}
+
 /// Runs `act` for each thread with its random numbers, and returns what all have recorded.
 fn record<C: Send>(
     seed: u64,
@@ -59,6 +69,7 @@ fn record<C: Send>(
     act: impl Fn(&mut SplitMix64, u64) -> Timed<C> + Sync,
 ) -> Vec<Timed<C>> {
     let recorded = Mutex::new(Vec::new());
+    let _seed = Seed(seed);
     let barrier = Barrier::new(THREADS as usize);
     let work = |thread: u64| {
         let mut random = SplitMix64::new(seed * THREADS + thread);
@@ -239,5 +250,75 @@ fn false_reads_are_not_explained() {
                 assert!(file::check(&history).is_err(), "seed {seed}, call {index}");
             }
         }
+    }
+}
+
+/// Runs the two on a file with one name, `f`, and 40 blocks, and judges what is left.
+fn race(
+    base: &MemoryDevice,
+    seed: u64,
+    first: impl Fn(&Filesystem, &Arc<Inode>) + Send,
+    second: impl Fn(&Filesystem, &Arc<Inode>) + Send,
+) {
+    let device = Arc::new(base.snapshot());
+    let fs = open(Arc::clone(&device) as Arc<dyn BlockDevice>).expect("opens");
+    let root = fs.root().expect("root");
+    let file = fs.lookup(&root, b"f").expect("is there");
+    fs.acquire(&file, 1);
+    let _seed = Seed(seed);
+    let (one, other) = (&fs, &file);
+    schedule::run(
+        seed,
+        vec![
+            Box::new(move || first(one, other)),
+            Box::new(move || second(one, other)),
+        ],
+    );
+    drop(file);
+    judge_and_reopen(&fs, &device, &format!("seed {seed}"), seed);
+}
+
+fn with_fragments() -> MemoryDevice {
+    let device = Arc::new(volume(1024));
+    let fs = open(Arc::clone(&device) as Arc<dyn BlockDevice>).expect("opens");
+    let node = NewNode {
+        mode: 0o100_644,
+        ..NewNode::default()
+    };
+    let root = fs.root().expect("root");
+    let file = fs.create(&root, b"f", &node).expect("creates");
+    for block in 0..20 {
+        let options = WriteOptions::default();
+        let mut source = SliceSource::new(&[1; 1024]);
+        fs.write(&file, block * 2048, 1024, &mut source, options)
+            .expect("writes");
+    }
+    drop(file);
+    fs.close().expect("closes");
+    device.snapshot()
+}
+
+/// Found by such histories: a file that lost its last name while it got another one, or while it was
+/// truncated, was noted as an orphan when it was none, or was not when it was one.
+#[test]
+fn the_last_name_goes_while_the_file_changes() {
+    let base = with_fragments();
+    let unlink = |fs: &Filesystem, _: &Arc<Inode>| {
+        fs.unlink(&*fs.root().expect("root"), b"f")
+            .expect("unlinks");
+    };
+    for seed in seeds(300) {
+        race(&base, seed, unlink, |fs, file| {
+            let directory = fs.lookup(&*fs.root().expect("root"), b"lost+found");
+            fs.link(file, &*directory.expect("is there"), b"g")
+                .expect("an open file can be linked");
+        });
+        race(&base, seed, unlink, |fs, file| {
+            let size = SetAttr {
+                size_bytes: Some(0),
+                ..SetAttr::default()
+            };
+            fs.set_attr(file, &size).expect("truncates");
+        });
     }
 }

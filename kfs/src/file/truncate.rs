@@ -162,8 +162,7 @@ impl File<'_> {
             .remove_blocks(self.volume, handle, first, LOGICAL_END)?;
         match removal {
             // An open file without names stays an orphan.
-            Removal::Done if self.inode.state().fields().links_count() == 0 => {}
-            Removal::Done => self.orphans.remove(self.volume, handle, self.inode),
+            Removal::Done => self.orphans.end_truncation(self.volume, handle, self.inode),
             Removal::More => self.orphans.add(self.volume, handle, self.inode),
         }
         Ok(removal)

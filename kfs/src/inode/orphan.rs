@@ -2,7 +2,8 @@
 //!
 //! They are noted on disk so that recovery can finish what a crash interrupted: in the orphan file
 //! (feature orphan_file) while it has free places, else in the list that starts in the superblock
-//! and goes on through `i_dtime`. The journal makes the note atomic with what makes it necessary.
+//! and goes on through `i_dtime`. The journal makes the note atomic with what makes it necessary; the
+//! lock over all notes makes it so for threads: links change and are looked at with it held.
 //!
 //! Source: kernel documentation, ext4, "Orphan file".
 
@@ -10,6 +11,7 @@ use super::{CREDITS_INODE, Inode, InodeTable};
 use crate::corrupt::Corrupt;
 use crate::error::Result;
 use crate::ids::InodeNr;
+use crate::layout::inode::InodeBytes;
 use crate::layout::{RoCompat, orphan};
 use crate::storage::{Buffer, Handle};
 use crate::sync::{Mutex, Rank};
@@ -20,6 +22,9 @@ use std::sync::Arc;
 /// Metadata blocks that adding or removing an orphan touches: its inode, and a block of the orphan
 /// file, the superblock, or the inode before it in the list.
 pub(crate) const CREDITS_ORPHAN: u32 = CREDITS_INODE + 2;
+
+/// The on-disk fields of an inode in memory.
+type InodeFields = InodeBytes<Box<[u8]>>;
 
 /// The orphans of a volume.
 pub(crate) struct Orphans {
@@ -131,57 +136,61 @@ impl Orphans {
 
     /// Notes an inode on disk. Does nothing when it is noted already.
     pub(crate) fn add(&self, volume: &Volume, handle: &mut Handle<'_>, inode: &Arc<Inode>) {
-        let mut state = self.state.lock();
-        if state.entries.contains_key(&inode.nr()) {
-            return;
-        }
-        let place = match state.file.as_mut().and_then(|file| file.free.pop()) {
-            Some((block, slot)) => {
-                state.write_slot(handle, block, slot, inode.nr().0);
-                state.count_in_file(volume, handle, 1);
-                Place::File { block, slot }
-            }
-            None => {
-                let next = state.list.last().map_or(0, |nr| nr.0);
-                inode.update(volume, handle, |state, _| {
-                    state.fields_mut().set_dtime(next);
-                });
-                volume.update_superblock(handle, |raw| raw.s_last_orphan.set(inode.nr().0));
-                state.list.push(inode.nr());
-                Place::List
-            }
-        };
-        state.entries.insert(
-            inode.nr(),
-            Entry {
-                inode: Arc::clone(inode),
-                place,
-            },
-        );
+        self.state.lock().add(volume, handle, inode);
     }
 
     /// Takes an inode's note away. Does nothing when there is none. `i_dtime` is 0 afterwards.
     pub(crate) fn remove(&self, volume: &Volume, handle: &mut Handle<'_>, inode: &Inode) {
-        let mut state = self.state.lock();
-        let Some(entry) = state.entries.remove(&inode.nr()) else {
-            return;
-        };
-        match entry.place {
-            Place::File { block, slot } => {
-                state.write_slot(handle, block, slot, 0);
-                state.count_in_file(volume, handle, -1);
-                if let Some(file) = state.file.as_mut() {
-                    file.free.push((block, slot));
-                }
-            }
-            Place::List => state.unlink(volume, handle, inode),
+        self.state.lock().remove(volume, handle, inode);
+    }
+
+    /// Takes names away by `change`. If none are left, the inode is noted.
+    pub(crate) fn lose_names(
+        &self,
+        volume: &Volume,
+        handle: &mut Handle<'_>,
+        inode: &Arc<Inode>,
+        change: impl FnOnce(&mut InodeFields),
+    ) {
+        let mut orphans = self.state.lock();
+        let links = inode.update(volume, handle, |state, _| {
+            change(state.fields_mut());
+            state.fields().links_count()
+        });
+        if links == 0 {
+            orphans.add(volume, handle, inode);
         }
     }
 
-    /// Whether the inode is noted.
+    /// Gives an inode a name by `change`. It is no orphan from then on. Its `io` lock is held: it is
+    /// neither being truncated nor deleted.
+    pub(crate) fn gain_name(
+        &self,
+        volume: &Volume,
+        handle: &mut Handle<'_>,
+        inode: &Inode,
+        change: impl FnOnce(&mut InodeFields),
+    ) {
+        let mut orphans = self.state.lock();
+        orphans.remove(volume, handle, inode);
+        inode.update(volume, handle, |state, _| change(state.fields_mut()));
+    }
+
+    /// Takes the note away that a truncation has made, unless the inode has lost its names meanwhile.
+    pub(crate) fn end_truncation(&self, volume: &Volume, handle: &mut Handle<'_>, inode: &Inode) {
+        let mut orphans = self.state.lock();
+        if inode.state().fields().links_count() > 0 {
+            orphans.remove(volume, handle, inode);
+        }
+    }
+
+    /// The links of an inode, `None` for one that can have none any more.
     #[must_use]
-    pub(crate) fn contains(&self, nr: InodeNr) -> bool {
-        self.state.lock().entries.contains_key(&nr)
+    pub(crate) fn links(&self, inode: &Inode) -> Option<u16> {
+        let orphans = self.state.lock();
+        let links = inode.state().fields().links_count();
+        let is_alive = links > 0 || orphans.entries.contains_key(&inode.nr());
+        (is_alive && !inode.is_deleted()).then_some(links)
     }
 
     /// All orphans.
@@ -204,6 +213,46 @@ pub(crate) struct OrphanSlot {
 }
 
 impl State {
+    fn add(&mut self, volume: &Volume, handle: &mut Handle<'_>, inode: &Arc<Inode>) {
+        if self.entries.contains_key(&inode.nr()) {
+            return;
+        }
+        let place = match self.file.as_mut().and_then(|file| file.free.pop()) {
+            Some((block, slot)) => {
+                self.write_slot(handle, block, slot, inode.nr().0);
+                self.count_in_file(volume, handle, 1);
+                Place::File { block, slot }
+            }
+            None => {
+                let next = self.list.last().map_or(0, |nr| nr.0);
+                inode.update(volume, handle, |state, _| {
+                    state.fields_mut().set_dtime(next);
+                });
+                volume.update_superblock(handle, |raw| raw.s_last_orphan.set(inode.nr().0));
+                self.list.push(inode.nr());
+                Place::List
+            }
+        };
+        let inode = Arc::clone(inode);
+        self.entries.insert(inode.nr(), Entry { inode, place });
+    }
+
+    fn remove(&mut self, volume: &Volume, handle: &mut Handle<'_>, inode: &Inode) {
+        let Some(entry) = self.entries.remove(&inode.nr()) else {
+            return;
+        };
+        match entry.place {
+            Place::File { block, slot } => {
+                self.write_slot(handle, block, slot, 0);
+                self.count_in_file(volume, handle, -1);
+                if let Some(file) = self.file.as_mut() {
+                    file.free.push((block, slot));
+                }
+            }
+            Place::List => self.unlink(volume, handle, inode),
+        }
+    }
+
     fn write_slot(&mut self, handle: &mut Handle<'_>, block: usize, slot: usize, value: u32) {
         let Some(file) = &self.file else { return };
         let buffer = &file.blocks[block];

@@ -30,11 +30,7 @@ impl Filesystem {
     }
 
     fn link_once(&self, inode: &Arc<Inode>, directory: &Inode, name: FileName<'_>) -> Result<()> {
-        let links = inode.state().fields().links_count();
-        let is_orphan = self.orphans.contains(inode.nr());
-        if inode.is_deleted() || (links == 0 && !is_orphan) {
-            return Err(Error::NotFound);
-        }
+        let links = self.orphans.links(inode).ok_or(Error::NotFound)?;
         if links >= LINKS_MAX {
             return Err(Error::TooManyLinks);
         }
@@ -45,13 +41,12 @@ impl Filesystem {
                 .add(handle, name, inode.nr(), kind)?;
             self.touch_directory(directory, handle, 0);
             // A file made by O_TMPFILE gets its first name.
-            self.orphans.remove(&self.volume, handle, inode);
             let now = self.volume.now();
-            inode.update(&self.volume, handle, |state, _| {
-                let fields = state.fields_mut();
-                fields.set_links_count(fields.links_count() + 1);
-                fields.set_ctime(now);
-            });
+            self.orphans
+                .gain_name(&self.volume, handle, inode, |fields| {
+                    fields.set_links_count(fields.links_count() + 1);
+                    fields.set_ctime(now);
+                });
             Ok(())
         })
     }

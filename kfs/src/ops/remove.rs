@@ -83,26 +83,21 @@ impl Filesystem {
     /// Takes one name away. Without names the inode is an orphan.
     pub(super) fn drop_link(&self, handle: &mut Handle<'_>, inode: &Arc<Inode>) {
         let now = self.volume.now();
-        let links = inode.update(&self.volume, handle, |state, _| {
-            let fields = state.fields_mut();
-            let links = fields.links_count().saturating_sub(1);
-            fields.set_links_count(links);
-            fields.set_ctime(now);
-            links
-        });
-        if links == 0 {
-            self.orphans.add(&self.volume, handle, inode);
-        }
+        self.orphans
+            .lose_names(&self.volume, handle, inode, |fields| {
+                fields.set_links_count(fields.links_count().saturating_sub(1));
+                fields.set_ctime(now);
+            });
     }
 
     /// Makes a directory, which has just lost its only name, an orphan.
     pub(super) fn drop_all_links(&self, handle: &mut Handle<'_>, inode: &Arc<Inode>) {
         let now = self.volume.now();
-        inode.update(&self.volume, handle, |state, _| {
-            state.fields_mut().set_links_count(0);
-            state.fields_mut().set_ctime(now);
-        });
-        self.orphans.add(&self.volume, handle, inode);
+        self.orphans
+            .lose_names(&self.volume, handle, inode, |fields| {
+                fields.set_links_count(0);
+                fields.set_ctime(now);
+            });
     }
 
     /// Deletes an inode that has lost its last name, unless a client holds it. The name is gone, so
