@@ -304,13 +304,12 @@ fn with_fragments() -> MemoryDevice {
 fn the_last_name_goes_while_the_file_changes() {
     let base = with_fragments();
     let unlink = |fs: &Filesystem, _: &Arc<Inode>| {
-        fs.unlink(&*fs.root().expect("root"), b"f")
-            .expect("unlinks");
+        fs.unlink(&fs.root().expect("root"), b"f").expect("unlinks");
     };
     for seed in seeds(300) {
         race(&base, seed, unlink, |fs, file| {
-            let directory = fs.lookup(&*fs.root().expect("root"), b"lost+found");
-            fs.link(file, &*directory.expect("is there"), b"g")
+            let directory = fs.lookup(&fs.root().expect("root"), b"lost+found");
+            fs.link(file, &directory.expect("is there"), b"g")
                 .expect("an open file can be linked");
         });
         race(&base, seed, unlink, |fs, file| {

@@ -119,7 +119,12 @@ fn run(steps: &[Step]) {
     for step in steps {
         match *step {
             Step::Set { nr, byte } if !data.contains(&nr) => {
+                let tid = journal.running_tid();
                 set(&journal, &cache, nr, byte);
+                if journal.running_tid() != tid {
+                    // It was full, and was committed to make room.
+                    committed.append(&mut running);
+                }
                 running.insert(nr, byte);
             }
             Step::FreeAndReuse { nr, byte } if !data.contains(&nr) => {
