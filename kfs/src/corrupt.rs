@@ -6,6 +6,18 @@ use crate::ids::{BlockNr, GroupNr, InodeNr, LogicalBlock, Tid};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Corrupt {
+    /// A block of the snapshot store is not what was written.
+    #[error("snapshot store: block {block} has the wrong checksum")]
+    PreImageChecksum {
+        /// Block within the store.
+        block: u32,
+    },
+    /// The image says that it has snapshots, and the store cannot be read.
+    #[error("the snapshot store cannot be read: {what}")]
+    SnapshotStore {
+        /// What is wrong.
+        what: &'static str,
+    },
     /// The bytes at offset 1024 are not an ext4 superblock.
     #[error("not an ext2/3/4 file system: superblock magic is {found:#06x}, not 0xef53")]
     SuperblockMagic {

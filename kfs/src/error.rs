@@ -50,6 +50,10 @@ pub enum Error {
     /// No free block or inode is left.
     #[error("no space left on the volume")]
     NoSpace,
+    /// The snapshot store has no room for what a change would overwrite, and no free block is left for
+    /// it: snapshots have to be deleted.
+    #[error("no space left on the volume for what its snapshots keep: delete some")]
+    SnapshotStoreFull,
     /// An extended attribute does not exist.
     #[error("no such attribute")]
     NoAttribute,

@@ -8,7 +8,9 @@ use crate::error::{Error, IoOp, ReadOnlyReason, Result};
 use crate::ids::{BlockNr, Run};
 use crate::layout::superblock::SUPERBLOCK_OFFSET;
 use crate::layout::{Geometry, RawSuperblock};
+use crate::snapshot::{GrowthParts, Snapshots};
 use crate::storage::{Buffer, BufferCache, Handle, Journal};
+use crate::sync::{Rank, ReadGuard, WriteGuard};
 use crate::time::{Clock, Timestamp};
 use kfs_disk::BlockDevice;
 use parking_lot::RwLock;
@@ -27,6 +29,11 @@ pub struct Volume {
     pub journal: Journal,
     /// Free blocks and inodes.
     pub allocator: Arc<Allocator>,
+    /// What must stay as it was.
+    pub snapshots: Arc<Snapshots>,
+    /// Held shared by those who write file data, from the choice of its place to the end of the
+    /// write, and alone by who takes a snapshot. An outer lock, taken after those of inodes.
+    data_writes: crate::sync::RwLock<()>,
     device: Arc<dyn BlockDevice>,
     /// The block that holds the superblock, kept in memory so that an update cannot fail.
     superblock: Arc<Buffer>,
@@ -50,6 +57,8 @@ pub struct VolumeParts {
     pub journal: Journal,
     /// Free blocks and inodes.
     pub allocator: Arc<Allocator>,
+    /// What must stay as it was.
+    pub snapshots: Arc<Snapshots>,
     /// For time stamps.
     pub clock: Arc<dyn Clock>,
     /// Why no changes are taken.
@@ -71,6 +80,8 @@ impl Volume {
             cache: parts.cache,
             journal: parts.journal,
             allocator: parts.allocator,
+            snapshots: parts.snapshots,
+            data_writes: crate::sync::RwLock::new(Rank::DataWrites, ()),
             device: parts.device,
             superblock: parts.superblock,
             clock: parts.clock,
@@ -137,7 +148,47 @@ impl Volume {
         if let Some(reason) = self.read_only() {
             return Err(Error::ReadOnly { reason });
         }
-        self.journal.start(credits)
+        loop {
+            match self.journal.start(credits) {
+                Err(Error::SnapshotStoreFull) => self.grow_store(credits)?,
+                other => return other,
+            }
+        }
+    }
+
+    /// Gives the snapshot store room for handles of `credits` blocks.
+    pub(crate) fn grow_store(&self, credits: u32) -> Result<()> {
+        self.snapshots.grow(&self.growth_parts(), credits)
+    }
+
+    pub(crate) fn growth_parts(&self) -> GrowthParts<'_> {
+        GrowthParts {
+            journal: &self.journal,
+            cache: &self.cache,
+            allocator: &self.allocator,
+        }
+    }
+
+    /// To be held while file data is written: no snapshot is taken meanwhile.
+    pub(crate) fn begin_data_write(&self) -> ReadGuard<'_, ()> {
+        self.data_writes.read()
+    }
+
+    /// To be held while a snapshot is taken: no file data is being written.
+    pub(crate) fn stop_data_writes(&self) -> WriteGuard<'_, ()> {
+        self.data_writes.write()
+    }
+
+    /// Whether a snapshot sees the first block of a run, so that its data must not be overwritten, and
+    /// how many blocks after it are like it.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub(crate) fn kept_run(&self, start: BlockNr, len: u32) -> Result<(bool, u32)> {
+        if !self.snapshots.is_active() {
+            return Ok((false, len));
+        }
+        self.allocator.kept_run(Run { start, len })
     }
 
     /// Runs `change` with a handle. If it fails with something that leaves metadata half changed,

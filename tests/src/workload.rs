@@ -4,7 +4,7 @@
 
 use kfs::{
     Error, Filesystem, Inode, NewNode, RenameMode, Result, SetAttr, SetMode, SliceSource,
-    WriteOptions,
+    SpaceChange, WriteOptions,
 };
 use kfs_disk::testing::SplitMix64;
 use std::sync::Arc;
@@ -50,6 +50,44 @@ impl Workload {
     pub fn appending_within(mut self, block_size: u64) -> Self {
         self.append_within = Some(block_size);
         self
+    }
+
+    /// The same, on the volume opened again.
+    #[must_use]
+    pub fn reopened(mut self, fs: Arc<Filesystem>) -> Self {
+        self.fs = fs;
+        self
+    }
+
+    /// Writes over part of a file, punches a hole into it or zeros part of it: nothing that a crash
+    /// leaves whole.
+    ///
+    /// # Errors
+    /// What the operation reports.
+    pub fn overwrite(&mut self) -> Result<String> {
+        let Some(path) = self.any(false) else {
+            return self.make(0o100_644);
+        };
+        let (directory, name) = self.resolve(&path)?;
+        let inode = self.fs.lookup(&directory, name.as_bytes())?;
+        let size = self.fs.attr(&inode).size_bytes;
+        let offset = self.below(size as usize + 5000) as u64;
+        let len = 1 + self.below(20_000) as u64;
+        let options = WriteOptions::default();
+        let change = match self.below(6) {
+            0 => SpaceChange::PunchHole,
+            1 => SpaceChange::ZeroRange { keep_size: true },
+            2 => SpaceChange::Allocate { keep_size: false },
+            _ => {
+                let bytes = vec![self.below(255) as u8 + 1; len as usize];
+                let source = &mut SliceSource::new(&bytes);
+                self.fs
+                    .write(&inode, offset, bytes.len(), source, options)?;
+                return Ok(format!("write {len} bytes at {offset} of {path}"));
+            }
+        };
+        self.fs.change_space(&inode, offset, len, change, options)?;
+        Ok(format!("{change:?} {len} bytes at {offset} of {path}"))
     }
 
     fn below(&mut self, bound: usize) -> usize {

@@ -35,10 +35,16 @@ impl GroupTable {
             state,
             |state| state.blocks.is_some(),
             |state| {
-                state.blocks = Some(self.read_block_bitmap(nr, &state.desc)?);
+                let mut map = self.read_block_bitmap(nr, &state.desc)?;
+                // Without it nobody knows which blocks may be handed out.
+                map.kept = self.ask_kept(nr, state, &map)?;
+                state.blocks = Some(map);
+                self.pin(nr, state);
                 Ok(())
             },
-        )
+        )?;
+        self.refresh_kept(state);
+        Ok(())
     }
 
     /// Brings the inode bitmap into memory.
@@ -138,6 +144,7 @@ impl GroupTable {
             buffer,
             busy,
             held: 0,
+            kept: None,
         })
     }
 
@@ -176,6 +183,7 @@ impl GroupTable {
             buffer,
             busy,
             held: 0,
+            kept: None,
         })
     }
 
@@ -205,6 +213,8 @@ impl GroupTable {
         state: &mut GroupState,
         (range, value): (Range<u32>, bool),
     ) {
+        // A snapshot taken since the bitmap was last looked at sees it as it is now.
+        self.refresh_kept(state);
         let map = state
             .blocks
             .as_ref()

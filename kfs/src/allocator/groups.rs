@@ -7,12 +7,14 @@
 //! Of each bitmap there are two forms: the buffer, which is what the disk shows, and `busy`, which is
 //! what may not be handed out: the buffer's bits, those promised to reservations, those whose free
 //! has not committed, and what lies beyond the group's end. `held` counts the bits that only `busy`
-//! has; a bitmap without any may be dropped from memory and read again.
+//! has for a while; a bitmap without any may be dropped from memory and read again. What snapshots keep
+//! (`kept.rs`) is busy, too.
 //!
 //! A group whose content contradicts itself is `damaged`: it is logged once, counted out of what is
 //! available, and never allocated from nor freed into.
 
 use super::fixed::FixedRuns;
+use super::kept::{Kept, KeptBlocks};
 use super::pending::PendingFrees;
 use crate::corrupt::Corrupt;
 use crate::error::{Error, Result};
@@ -40,6 +42,8 @@ pub(super) struct GroupTable {
     pub(super) pending: PendingFrees,
     /// In the lower half: no run of allocatable blocks is longer. A hint to searches.
     pub(super) run_bound: AtomicU64,
+    /// Who knows what snapshots keep.
+    pub(super) keeper: OnceLock<Arc<dyn KeptBlocks>>,
     /// The first damage found.
     damage: Mutex<Option<Corrupt>>,
     /// Groups with bitmaps in memory, and where the search for idle ones goes on.
@@ -62,6 +66,8 @@ pub(super) struct Totals {
     pub(super) free_inodes: AtomicU64,
     pub(super) available_inodes: AtomicI64,
     pub(super) directories: AtomicU64,
+    /// Blocks that are free on disk and kept by snapshots.
+    pub(super) pinned_blocks: AtomicI64,
 }
 
 /// One group. The atomics change under the lock of `state` only.
@@ -86,14 +92,18 @@ pub(super) struct GroupState {
     /// written since the volume was made.
     pub(super) fresh_table_block: u32,
     pub(super) damage: Option<Corrupt>,
+    /// Blocks that are free and kept by snapshots, as far as was looked.
+    pub(super) pinned: u32,
 }
 
 /// A bitmap in memory.
 pub(super) struct GroupBitmap {
     pub(super) buffer: Arc<Buffer>,
     pub(super) busy: Box<[u64]>,
-    /// Bits of `busy` that are clear in the buffer, except the padding.
+    /// Bits of `busy` that are clear in the buffer, except the padding and what snapshots keep.
     pub(super) held: u32,
+    /// What snapshots keep, of a block bitmap once there are any.
+    pub(super) kept: Option<Kept>,
 }
 
 impl GroupState {
@@ -184,6 +194,7 @@ impl Group {
             blocks: None,
             inodes: None,
             damage,
+            pinned: 0,
         };
         Self {
             available_blocks: count(blocks),
@@ -269,6 +280,7 @@ impl GroupTable {
             totals,
             pending: PendingFrees::default(),
             run_bound: AtomicU64::new(u32::MAX.into()),
+            keeper: OnceLock::new(),
             damage: Mutex::new(first_damage),
             loaded: AtomicUsize::new(0),
             eviction_hand: AtomicU32::new(0),

@@ -22,6 +22,7 @@ mod fixed;
 mod group_bitmaps;
 mod groups;
 mod inodes;
+mod kept;
 mod pending;
 mod placement;
 mod reservation;
@@ -32,10 +33,11 @@ mod tests;
 use crate::corrupt::Corrupt;
 use crate::error::Result;
 use crate::ids::{BlockNr, GroupNr, InodeNr, Run};
-use crate::layout::Geometry;
+use crate::layout::{Geometry, GroupFlags};
 use crate::storage::{BufferCache, CommitObserver, Handle};
 use groups::GroupTable;
 pub use inodes::InodeReservation;
+pub use kept::{KeptBlocks, LiveBitmap};
 pub use reservation::Reservation;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -96,6 +98,76 @@ impl Allocator {
     /// are corrupt. The first call counts, later ones do nothing.
     pub fn protect(&self, runs: &[Run]) {
         self.table.protect(runs);
+    }
+
+    /// Sets who knows what snapshots keep. The first call counts, later ones do nothing.
+    pub fn set_keeper(&self, keeper: Arc<dyn KeptBlocks>) {
+        let _ = self.table.keeper.set(keeper);
+    }
+
+    /// Whether snapshots keep the first block of a run, and how many after it are like it.
+    ///
+    /// # Errors
+    /// `Corrupt` for a damaged group, `Io`.
+    pub fn kept_run(&self, run: Run) -> Result<(bool, u32)> {
+        self.table.kept_run(run)
+    }
+
+    /// Looks at what snapshots keep of a group, where none were when it was looked at last.
+    ///
+    /// # Errors
+    /// `Corrupt` for a damaged group, `Io`.
+    pub fn load_kept(&self, group: GroupNr) -> Result<()> {
+        let mut state = self.table.lock(group);
+        self.table.load_blocks(group, &mut state)
+    }
+
+    /// The groups to be looked at again when a snapshot was deleted.
+    #[must_use]
+    pub fn groups_with_kept(&self) -> Vec<GroupNr> {
+        self.table.groups_with_kept()
+    }
+
+    /// Looks again at what snapshots keep of a group, after one was deleted.
+    ///
+    /// # Errors
+    /// `Corrupt` for a damaged group, `Io`.
+    pub fn review_kept(&self, group: GroupNr) -> Result<()> {
+        self.table.review_kept(group)
+    }
+
+    /// The block bitmap's block of each group.
+    #[must_use]
+    pub fn block_bitmaps(&self) -> Vec<u64> {
+        let groups = (0..self.table.geometry.groups_count).map(GroupNr);
+        groups
+            .map(|nr| self.table.lock(nr).desc.block_bitmap().0)
+            .collect()
+    }
+
+    /// Lets `look` see a group's block bitmap as it is now.
+    ///
+    /// # Errors
+    /// `Corrupt` for a damaged group, `Io`, and what `look` reports.
+    pub fn with_live_bitmap(
+        &self,
+        group: GroupNr,
+        look: impl FnOnce(&LiveBitmap<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let mut state = self.table.lock(group);
+        self.table.load_blocks(group, &mut state)?;
+        let map = state.blocks.as_ref().expect("just loaded");
+        look(&LiveBitmap {
+            block: map.buffer.nr(),
+            bytes: &map.buffer.freeze(),
+            is_uninit: state.has(GroupFlags::BLOCK_UNINIT),
+        })
+    }
+
+    /// Blocks that are free on disk and kept by snapshots.
+    #[must_use]
+    pub fn pinned_blocks(&self) -> u64 {
+        self.table.totals.pinned_blocks.load(Relaxed).max(0) as u64
     }
 
     /// The first damage found in descriptors or bitmaps: the volume wants e2fsck.

@@ -3,7 +3,6 @@
 //! On disk they are free with the transaction; handed out they may be only once it is durable, or a
 //! crash that undoes the free would leave the old file with the new file's data.
 
-use super::bitmap;
 use super::groups::GroupTable;
 use crate::ids::{Run, Tid};
 use crate::storage::CommitObserver;
@@ -60,13 +59,7 @@ impl CommitObserver for GroupTable {
         for run in self.pending.take(tid) {
             for (nr, range) in self.parts(run) {
                 let mut state = self.lock(nr);
-                let map = state
-                    .blocks
-                    .as_mut()
-                    .expect("held bits keep the bitmap loaded");
-                bitmap::clear(&mut map.busy, range.clone());
-                map.held -= range.end - range.start;
-                self.add_available(nr, &state, range.end - range.start);
+                self.free_or_pin(nr, &mut state, range);
             }
             self.pending.blocks.fetch_sub(run.len.into(), Relaxed);
         }

@@ -45,6 +45,7 @@ impl File<'_> {
         self.inode.check_extents()?;
         let end = self.check_range(offset, len)?;
         let _io = self.inode.io.write();
+        let _data = self.volume.begin_data_write();
         self.check_alive()?;
         self.inode.drop_preallocation();
         match change {
@@ -156,19 +157,6 @@ impl File<'_> {
         let tail_start = end - self.within_block(end);
         if tail_start >= head_end {
             self.zero_within_block(tail_start, end)?;
-        }
-        Ok(())
-    }
-
-    /// Zeros a range within one block, where that holds data.
-    fn zero_within_block(self, from: u64, end: u64) -> Result<()> {
-        if from >= end {
-            return Ok(());
-        }
-        let logical = self.block_of(from)?;
-        if let Mapping::Mapped { physical, .. } = self.inode.map(self.volume, logical, 1)? {
-            self.volume
-                .zero_data(physical, self.within_block(from), end - from)?;
         }
         Ok(())
     }

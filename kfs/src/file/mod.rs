@@ -9,6 +9,7 @@
 
 mod data;
 mod fallocate;
+mod moved;
 mod read;
 mod seek;
 mod truncate;

@@ -36,6 +36,7 @@ impl File<'_> {
     pub(crate) fn set_size(self, size: u64, options: WriteOptions) -> Result<()> {
         self.check_range(size, 0)?;
         let _io = self.inode.io.write();
+        let _data = self.volume.begin_data_write();
         self.check_alive()?;
         self.inode.drop_preallocation();
         let before = self.inode.size_bytes();
@@ -70,10 +71,9 @@ impl File<'_> {
         let Mapping::Mapped { physical, .. } = self.inode.map(self.volume, logical, 1)? else {
             return Ok(None);
         };
-        let rest = self.volume.block_size() - within;
         if self.inode.check_extents().is_err() {
             // A block map takes no new blocks.
-            self.volume.zero_data(physical, within, rest)?;
+            self.zero_rest(physical, within)?;
             return Ok(None);
         }
         let reservation = match self.volume.allocator.reserve(BlockRequest {
@@ -83,7 +83,7 @@ impl File<'_> {
         }) {
             Ok(reservation) => reservation,
             Err(Error::NoSpace) => {
-                self.volume.zero_data(physical, within, rest)?;
+                self.zero_rest(physical, within)?;
                 return Ok(None);
             }
             Err(error) => return Err(error),
@@ -147,10 +147,7 @@ impl File<'_> {
         let within = self.within_block(size);
         let mapping = self.inode.map(self.volume, self.block_of(size)?, 1)?;
         match mapping {
-            Mapping::Mapped { physical, .. } if within > 0 => {
-                let rest = self.volume.block_size() - within;
-                self.volume.zero_data(physical, within, rest)
-            }
+            Mapping::Mapped { physical, .. } if within > 0 => self.zero_rest(physical, within),
             _ => Ok(()),
         }
     }
@@ -174,6 +171,7 @@ impl File<'_> {
     /// `Io`, `Corrupt`, `ReadOnly`.
     pub(crate) fn finish_truncate(self) -> Result<()> {
         let _io = self.inode.io.write();
+        let _data = self.volume.begin_data_write();
         self.check_alive()?;
         self.cut(self.inode.size_bytes(), None, WriteOptions::default())
     }

@@ -54,21 +54,56 @@ impl File<'_> {
         if len == 0 {
             return Ok(0);
         }
+        if let Some(written) = self.write_shared(offset, len, source, options)? {
+            return Ok(written);
+        }
+        // A snapshot sees what would be overwritten: the file's blocks change.
+        let _io = self.inode.io.write();
+        let _data = self.volume.begin_data_write();
+        self.check_alive()?;
+        let mut ahead = self.inode.allocation.lock();
+        let offset = if options.append {
+            self.inode.size_bytes()
+        } else {
+            offset
+        };
+        self.write_allocating(&mut ahead, offset, len, source, options)
+    }
+
+    /// Writes together with other readers and writers of the file, unless a snapshot sees what would be
+    /// overwritten: then nothing was done.
+    fn write_shared(
+        self,
+        offset: u64,
+        len: usize,
+        source: &mut dyn DataSource,
+        options: WriteOptions,
+    ) -> Result<Option<usize>> {
         let _io = self.inode.io.read();
+        let _data = self.volume.begin_data_write();
         self.check_alive()?;
         if options.append {
             let mut ahead = self.inode.allocation.lock();
             let end = self.inode.size_bytes();
-            return self.write_allocating(&mut ahead, end, len, source, options);
+            if self.meets_kept(end, end)? {
+                return Ok(None);
+            }
+            return self
+                .write_allocating(&mut ahead, end, len, source, options)
+                .map(Some);
         }
         let end = self.check_range(offset, len as u64)?;
+        if self.meets_kept(offset, end)? {
+            return Ok(None);
+        }
         if end <= self.inode.size_bytes() && self.is_written(offset, end)? {
             self.overwrite(offset, end, source)?;
             self.touch(options)?;
-            return Ok(len);
+            return Ok(Some(len));
         }
         let mut ahead = self.inode.allocation.lock();
         self.write_allocating(&mut ahead, offset, len, source, options)
+            .map(Some)
     }
 
     /// Whether all of a range is mapped and written.
@@ -163,6 +198,11 @@ impl File<'_> {
         let wanted = self.blocks_spanned(at, end);
         match self.inode.map(self.volume, logical, wanted)? {
             Mapping::Mapped { physical, len } => {
+                let (is_kept, len) = self.volume.kept_run(physical, len)?;
+                if is_kept {
+                    let (old, range) = ((physical, len), (at, end));
+                    return self.write_moved(logical, old, range, source, options, true);
+                }
                 let bytes = self.write_mapped(physical, len, at, end, source)?;
                 self.volume.transact(CREDITS_SIZE, |handle| {
                     self.inode.update(self.volume, handle, |state, handle| {
@@ -385,11 +425,7 @@ impl File<'_> {
         if offset <= size || within == 0 {
             return Ok(());
         }
-        let logical = self.block_of(size)?;
-        if let Mapping::Mapped { physical, .. } = self.inode.map(self.volume, logical, 1)? {
-            let len = (self.volume.block_size() - within).min(offset - size);
-            self.volume.zero_data(physical, within, len)?;
-        }
-        Ok(())
+        let block_end = size - within + self.volume.block_size();
+        self.zero_within_block(size, block_end.min(offset))
     }
 }

@@ -10,6 +10,7 @@ mod directory;
 mod mount;
 mod options;
 mod shutdown;
+mod snapshots;
 mod status;
 
 pub use damage::ErrorsPolicy;
@@ -29,6 +30,7 @@ use committer::Committer;
 use damage::Damage;
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// A mounted volume. Shared by all its clients.
 pub struct Filesystem {
@@ -46,6 +48,10 @@ pub struct Filesystem {
     errors_policy: ErrorsPolicy,
     /// Blocks of fixed metadata.
     overhead_blocks: u64,
+    /// Whether the root directory has the snapshot store, which nobody is to see.
+    hides_store: AtomicBool,
+    /// One snapshot is taken or deleted at a time.
+    snapshot_operation: crate::sync::Mutex<()>,
 }
 
 impl Filesystem {
@@ -77,6 +83,9 @@ impl Filesystem {
             return Err(Error::Stale);
         }
         let geometry = &self.volume.geometry;
+        if self.volume.snapshots.store_inode() == Some(nr) {
+            return Err(Error::Stale);
+        }
         if geometry.orphan_file_inode == Some(nr) || geometry.journal_inode == Some(nr) {
             return Err(Error::Stale);
         }

@@ -11,6 +11,7 @@ use crate::inode::{InodeTable, Orphans};
 use crate::layout::inode::{InodeBytes, InodeFlags};
 use crate::layout::superblock::{STATE_ERROR, STATE_VALID, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE};
 use crate::layout::{Access, Compat, Geometry, Incompat, RawSuperblock, features};
+use crate::snapshot::Snapshots;
 use crate::storage::journal::{LogArea, LogOptions, attach, recover, reset_log};
 use crate::storage::{BufferCache, Journal};
 use crate::sync::Rank;
@@ -19,6 +20,7 @@ use kfs_disk::BlockDevice;
 use parking_lot::Mutex;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Smallest journal that mke2fs makes and Linux takes, in blocks: one operation has to fit into a
@@ -70,10 +72,15 @@ impl Filesystem {
             damage: Damage::default(),
             errors_policy: options.errors.settle(superblock.s_errors.get()),
             overhead_blocks: overhead_blocks(&geometry),
+            hides_store: AtomicBool::new(false),
+            snapshot_operation: crate::sync::Mutex::new(Rank::Snapshot, ()),
         };
         fs.root()?;
         if read_only.is_none() {
             fs.volume.journal.mark_in_use()?;
+        }
+        fs.open_snapshots(&options)?;
+        if read_only.is_none() {
             fs.recovery.orphans = fs.finish_orphans(&superblock)?;
             if let Some(interval) = options.commit_interval {
                 let started = Committer::start(Arc::clone(&fs.volume), interval);
@@ -320,7 +327,7 @@ fn orphan_file_runs(volume: &Volume) -> Result<Vec<Run>> {
 }
 
 /// Where the blocks of one of the volume's own files lie.
-fn data_runs(
+pub(super) fn data_runs(
     cache: &BufferCache,
     geometry: &Geometry,
     nr: InodeNr,
@@ -426,6 +433,11 @@ fn assemble(
     let allocator = Arc::new(Allocator::open(Arc::clone(&cache), geometry)?);
     let journal = Journal::open(Arc::clone(&device), Arc::clone(&cache), log);
     journal.add_observer(allocator.observer());
+    let snapshots = Snapshots::new(Arc::clone(&device), geometry);
+    if read_only.is_none() {
+        allocator.set_keeper(Arc::clone(&snapshots) as _);
+        journal.set_pre_image_sink(Some(Arc::clone(&snapshots) as _));
+    }
     let superblock = cache.get(BlockNr(SUPERBLOCK_OFFSET / u64::from(geometry.block_size)))?;
     let now = options.clock.now();
     let seed = (now.seconds as u32).wrapping_mul(1_000_003) ^ now.nanoseconds;
@@ -436,6 +448,7 @@ fn assemble(
         superblock,
         journal,
         allocator,
+        snapshots,
         clock: Arc::clone(&options.clock),
         read_only,
         generation_seed: options.generation_seed.unwrap_or(seed),

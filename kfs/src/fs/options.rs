@@ -20,6 +20,8 @@ pub struct MountOptions {
     pub commit_interval: Option<Duration>,
     /// What to do when damage is found.
     pub errors: ErrorsPolicy,
+    /// The device shows a snapshot.
+    pub is_snapshot: bool,
     /// Clean metadata blocks to keep in memory, in bytes.
     pub cache_bytes: u64,
 }
@@ -32,6 +34,7 @@ impl Default for MountOptions {
             generation_seed: None,
             commit_interval: Some(Duration::from_secs(5)),
             errors: ErrorsPolicy::Default,
+            is_snapshot: false,
             cache_bytes: 256 << 20,
         }
     }

@@ -269,7 +269,7 @@ impl InodeState {
     /// Moves one block of the file to a newly allocated block, and frees the old one.
     ///
     /// # Errors
-    /// `NoSpace` for the tree's own blocks, `Corrupt`, `Io`; nothing has changed then.
+    /// As [`InodeState::replace_blocks`].
     pub(crate) fn replace_block(
         &mut self,
         volume: &Volume,
@@ -278,16 +278,34 @@ impl InodeState {
         logical: LogicalBlock,
         physical: BlockNr,
     ) -> Result<()> {
+        self.replace_blocks(volume, inode, handle, (logical, 1), physical)
+            .map(|_| ())
+    }
+
+    /// Moves blocks of the file to newly allocated ones from `physical` on, and frees the old ones: as
+    /// many as the handle has credits for. Returns how many.
+    ///
+    /// # Errors
+    /// `NoSpace` for the tree's own blocks, `Corrupt`, `Io`; nothing has changed then.
+    pub(crate) fn replace_blocks(
+        &mut self,
+        volume: &Volume,
+        inode: &Inode,
+        handle: &mut Handle<'_>,
+        (first, len): (LogicalBlock, u32),
+        physical: BlockNr,
+    ) -> Result<u32> {
         let area = self.fields_mut().block_area_mut();
         let nodes = &*volume.allocator;
         let replaced = inode
             .tree(volume)
-            .replace(area, handle, nodes, logical, 1, physical, false)?;
+            .replace(area, handle, nodes, first, len, physical, false)?;
         for run in replaced.old {
             volume.allocator.free(handle, run)?;
         }
         self.mark_data_changed(handle);
-        self.add_blocks(volume, replaced.progress.nodes.net())
+        self.add_blocks(volume, replaced.progress.nodes.net())?;
+        Ok(replaced.progress.next.map_or(len, |next| next.0 - first.0))
     }
 
     /// Adds to `i_blocks`; `count` is in blocks of the volume.

@@ -206,6 +206,11 @@ impl Inode {
         }
     }
 
+    /// The inode as its table has it.
+    pub(crate) fn place_bytes(&self, volume: &Volume) -> InodeBytes<Vec<u8>> {
+        InodeBytes::new(self.place.bytes(volume).into_vec())
+    }
+
     /// The inode's number.
     #[must_use]
     pub fn nr(&self) -> InodeNr {

@@ -88,6 +88,8 @@ bitflags! {
         const DIR_NLINK = 0x20;
         /// Inodes have extra fields.
         const EXTRA_ISIZE = 0x40;
+        /// Snapshots: see md-docs/format/snapshots.md.
+        const HAS_SNAPSHOT = 0x80;
         /// Quota files are kept.
         const QUOTA = 0x100;
         /// Bitmaps count clusters of blocks.
@@ -172,7 +174,7 @@ pub const RO_COMPAT: &[Policy] = &[
     (0x10, "uninit_bg", Write),
     (0x20, "dir_nlink", Write),
     (0x40, "extra_isize", Write),
-    (0x80, "snapshot", ReadOnly),
+    (0x80, "snapshot", Write),
     (0x100, "quota", ReadOnly),
     (0x200, "bigalloc", ReadOnly),
     (0x400, "metadata_csum", Write),

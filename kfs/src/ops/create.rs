@@ -54,7 +54,17 @@ impl Filesystem {
     /// `Exists`, `NotFound` for a removed directory, `NameTooLong`, `Invalid`, `NotPermitted`,
     /// `NoSpace`, `ReadOnly`, `Corrupt`, `Io`. Nothing was made then.
     pub fn create(&self, directory: &Inode, name: &[u8], node: &NewNode<'_>) -> Result<Arc<Inode>> {
-        let name = FileName::new(name)?;
+        let name = self.new_name(directory, name)?;
+        self.create_entry(directory, name, node)
+    }
+
+    /// As [`Filesystem::create`], for any name.
+    pub(crate) fn create_entry(
+        &self,
+        directory: &Inode,
+        name: FileName<'_>,
+        node: &NewNode<'_>,
+    ) -> Result<Arc<Inode>> {
         check_node(node, self.volume.block_size())?;
         let _io = directory.io.write();
         self.check_entries_changeable(directory, false)?;

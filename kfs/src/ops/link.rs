@@ -17,7 +17,7 @@ impl Filesystem {
     /// `NotPermitted` for directories and immutable inodes, `Exists`, `TooManyLinks`, `NotFound` for
     /// an inode that lost its last name, `NoSpace`, `ReadOnly`, `Corrupt`, `Io`.
     pub fn link(&self, inode: &Arc<Inode>, directory: &Inode, name: &[u8]) -> Result<()> {
-        let name = FileName::new(name)?;
+        let name = self.new_name(directory, name)?;
         if inode.is_directory() {
             return Err(Error::NotPermitted);
         }

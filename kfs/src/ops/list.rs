@@ -25,6 +25,13 @@ impl Filesystem {
         if directory.state().fields().links_count() == 0 {
             return Ok(());
         }
-        self.directory(directory).entries_from(cookie, visit)
+        self.directory(directory)
+            .entries_from(cookie, &mut |entry| {
+                if self.is_hidden(directory, entry.name) {
+                    ControlFlow::Continue(())
+                } else {
+                    visit(entry)
+                }
+            })
     }
 }

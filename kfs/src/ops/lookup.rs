@@ -14,7 +14,7 @@ impl Filesystem {
     /// # Errors
     /// `NotFound`, `NotADirectory`, `NameTooLong`, `Corrupt`, `Io`.
     pub fn lookup(&self, directory: &Inode, name: &[u8]) -> Result<Arc<Inode>> {
-        let name = FileName::new(name)?;
+        let name = self.visible_name(directory, name)?;
         if !directory.is_directory() {
             return Err(Error::NotADirectory);
         }
@@ -46,7 +46,7 @@ impl Filesystem {
     }
 
     /// Like [`Filesystem::lookup`], with the directory's lock held by who calls.
-    pub(super) fn find(&self, directory: &Inode, name: FileName<'_>) -> Result<Option<Arc<Inode>>> {
+    pub(crate) fn find(&self, directory: &Inode, name: FileName<'_>) -> Result<Option<Arc<Inode>>> {
         let Some(entry) = self.directory(directory).lookup(name)? else {
             return Ok(None);
         };

@@ -18,7 +18,11 @@ impl Filesystem {
     /// # Errors
     /// `NotFound`, `IsADirectory`, `NotPermitted`, `ReadOnly`, `Corrupt`, `Io`.
     pub fn unlink(&self, directory: &Inode, name: &[u8]) -> Result<()> {
-        let name = FileName::new(name)?;
+        self.unlink_entry(directory, self.visible_name(directory, name)?)
+    }
+
+    /// As [`Filesystem::unlink`], for any name.
+    pub(crate) fn unlink_entry(&self, directory: &Inode, name: FileName<'_>) -> Result<()> {
         let inode = {
             let _io = directory.io.write();
             self.check_entries_changeable(directory, true)?;
@@ -44,7 +48,11 @@ impl Filesystem {
     /// # Errors
     /// `NotFound`, `NotADirectory`, `NotEmpty`, `NotPermitted`, `ReadOnly`, `Corrupt`, `Io`.
     pub fn rmdir(&self, directory: &Inode, name: &[u8]) -> Result<()> {
-        let name = FileName::new(name)?;
+        self.rmdir_entry(directory, self.visible_name(directory, name)?)
+    }
+
+    /// As [`Filesystem::rmdir`], for any name.
+    pub(crate) fn rmdir_entry(&self, directory: &Inode, name: FileName<'_>) -> Result<()> {
         if name.is_dot() {
             return Err(if name.as_bytes() == b"." {
                 Error::Invalid

@@ -52,11 +52,11 @@ impl Filesystem {
     ) -> Result<()> {
         let old = Place {
             directory: old_directory,
-            name: FileName::new(old_name)?,
+            name: self.visible_name(old_directory, old_name)?,
         };
         let new = Place {
             directory: new_directory,
-            name: FileName::new(new_name)?,
+            name: self.new_name(new_directory, new_name)?,
         };
         if old.name.is_dot() || new.name.is_dot() {
             return Err(Error::Busy);

@@ -12,4 +12,4 @@ mod observer;
 pub use buffer::{Buffer, BufferWrite};
 pub use cache::{BufferCache, CacheStatistics};
 pub use journal::{Handle, Journal, JournalStatistics};
-pub use observer::{CommitObserver, PreImageSink};
+pub use observer::{CommitObserver, PreImageSink, StorePurpose};

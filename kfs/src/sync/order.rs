@@ -13,14 +13,20 @@ use std::panic::Location;
 /// Classes of locks, the outermost first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Rank {
+    /// A snapshot is taken or deleted.
+    Snapshot,
     /// Renames between directories.
     Rename,
     /// `io` of a directory. Several under the rename lock, and below a locked parent with patience.
     Directory,
     /// `io` of anything else. Several by number.
     File,
+    /// File data is written; alone: the volume stands still for a snapshot.
+    DataWrites,
     /// A file gets new blocks.
     Allocation,
+    /// The snapshot store gets new blocks.
+    StoreGrowth,
     /// The log: one commit at a time.
     Commit,
     /// One checkpoint at a time.

@@ -87,6 +87,44 @@ impl Journal {
         }
     }
 
+    /// Runs `work` while the volume stands still: no handle is open, everything is committed and in its
+    /// place. Handles that are started meanwhile wait.
+    ///
+    /// # Errors
+    /// What `work` or the device reports; the journal is aborted then, as nobody knows what `work` has
+    /// left.
+    pub fn quiesce<R>(&self, work: impl FnOnce() -> Result<R>) -> Result<R> {
+        // Most of what has to be written, while others still work.
+        self.commit_all()?;
+        self.checkpoint()?;
+        let mut log = self.log.lock();
+        let mut state = self.state.lock();
+        state.quiet = true;
+        while state.running.updates > 0 && !self.is_aborted() {
+            self.changed.wait(&mut state);
+        }
+        drop(state);
+        let result = self.finish_quiet(&mut log, work);
+        self.state.lock().quiet = false;
+        self.changed.notify_all();
+        result.inspect_err(|error| self.abort(error))
+    }
+
+    fn finish_quiet<R>(
+        &self,
+        log: &mut Option<Log>,
+        work: impl FnOnce() -> Result<R>,
+    ) -> Result<R> {
+        if self.is_aborted() {
+            return Err(Error::ReadOnly {
+                reason: ReadOnlyReason::Error,
+            });
+        }
+        self.commit_running(log)?;
+        self.checkpoint()?;
+        work()
+    }
+
     fn commit_running(&self, log: &mut Option<Log>) -> Result<()> {
         let Some(frozen) = self.freeze_running()? else {
             // Nothing for the log; data written before still has to be durable.

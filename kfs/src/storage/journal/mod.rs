@@ -25,7 +25,7 @@ mod tests;
 
 use super::buffer::Buffer;
 use super::cache::BufferCache;
-use super::observer::{CommitObserver, PreImageSink};
+use super::observer::{CommitObserver, PreImageSink, StorePurpose};
 use crate::error::{Error, ReadOnlyReason, Result};
 use crate::ids::{BlockNr, Tid};
 use crate::sync::{Condvar, Held, Mutex, Rank, may_wait_for_handles};
@@ -71,6 +71,8 @@ struct State {
     running: Running,
     /// A commit drains the running transaction: no new handles.
     draining: bool,
+    /// Somebody wants the volume to stand still: no new handles.
+    quiet: bool,
     /// The volume is being closed: no new handles ever.
     closed: bool,
     /// The newest durable transaction.
@@ -121,6 +123,7 @@ impl Journal {
         let state = State {
             running: Running::new(first, 1),
             draining: false,
+            quiet: false,
             closed: false,
             committed: Tid(first.0.wrapping_sub(1)),
         };
@@ -164,8 +167,17 @@ impl Journal {
     ///
     /// # Errors
     /// `ReadOnly` after an abort or [`Journal::close`]; `NoSpace` for more credits than a log of this
-    /// size gives to a transaction; what a commit reports when one was needed to make room.
+    /// size gives to a transaction; `SnapshotStoreFull` when the store has to grow first; what a commit
+    /// reports when one was needed to make room.
     pub fn start(&self, credits: u32) -> Result<Handle<'_>> {
+        self.start_for(credits, StorePurpose::Operation)
+    }
+
+    /// As [`Journal::start`], saying what room in the snapshot store is for.
+    ///
+    /// # Errors
+    /// As [`Journal::start`].
+    pub fn start_for(&self, credits: u32, purpose: StorePurpose) -> Result<Handle<'_>> {
         if credits > self.transaction_blocks_max {
             ::log::warn!(
                 "an operation needs {credits} blocks of the journal, which gives {} to one: make a larger journal",
@@ -176,7 +188,7 @@ impl Journal {
         may_wait_for_handles();
         loop {
             let mut state = self.state.lock();
-            while state.draining && !self.is_aborted() {
+            while (state.draining || state.quiet) && !self.is_aborted() {
                 self.changed.wait(&mut state);
             }
             if self.is_aborted() {
@@ -196,6 +208,11 @@ impl Journal {
                 .saturating_add(running.reserved)
                 .saturating_add(credits);
             if wanted <= self.transaction_blocks_max || (used == 0 && running.reserved == 0) {
+                if let Some(sink) = self.pre_images.read().as_ref()
+                    && !sink.reserve(credits, purpose)
+                {
+                    return Err(Error::SnapshotStoreFull);
+                }
                 running.updates += 1;
                 running.reserved += credits;
                 running.started.get_or_insert_with(Instant::now);
@@ -295,7 +312,7 @@ impl Journal {
             return;
         }
         if let Some(sink) = self.pre_images.read().as_ref() {
-            sink.pre_image(running.tid, buffer.nr(), &buffer.freeze());
+            sink.join(running.tid, buffer, create);
         }
         buffer.set_transaction(running.serial);
         running.buffers.push(Arc::clone(buffer));
@@ -324,7 +341,10 @@ impl Journal {
         let mut state = self.state.lock();
         state.running.updates -= 1;
         state.running.reserved -= handle.credits;
-        if state.running.updates == 0 && state.draining {
+        if let Some(sink) = self.pre_images.read().as_ref() {
+            sink.release(handle.credits);
+        }
+        if state.running.updates == 0 && (state.draining || state.quiet) {
             self.changed.notify_all();
         }
     }

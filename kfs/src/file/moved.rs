@@ -1,0 +1,172 @@
+//! Writing over data that a snapshot sees: to new blocks, and the file's extents change to them.
+//!
+//! Nothing is copied but what a write leaves of its first and last block. The old blocks are freed and
+//! stay as they are, for the snapshot. Readers of the file are kept out meanwhile: one that has looked
+//! up the old block must have read it before a deletion of the snapshot gives it away.
+
+use super::write::{CREDITS_RUN, CREDITS_SIZE, WriteOptions};
+use super::{DataSource, File};
+use crate::allocator::Reservation;
+use crate::error::{Error, Result};
+use crate::extent::{Mapping, REWRITE_CREDITS_MIN};
+use crate::ids::{BlockNr, LogicalBlock};
+use std::io::{IoSlice, IoSliceMut};
+
+/// Blocks moved at a time.
+const MOVED_BLOCKS_MAX: u32 = 2048;
+
+impl File<'_> {
+    /// Whether a snapshot sees a block that a write of `offset..end` would change, the block at the end
+    /// of the file included if that is before.
+    pub(super) fn meets_kept(self, offset: u64, end: u64) -> Result<bool> {
+        if !self.volume.snapshots.is_active() {
+            return Ok(false);
+        }
+        let size = self.inode.size_bytes();
+        // What lies behind the end of the file has no data, but for the rest of the last block.
+        let (from, end) = (offset.min(size), end.min(size + self.volume.block_size()));
+        let mut logical = self.block_of(from)?;
+        let mut left = self.blocks_spanned(from, end.max(from + 1));
+        while left > 0 {
+            let len = match self.inode.map(self.volume, logical, left)? {
+                Mapping::Mapped { physical, len } => {
+                    let (is_kept, run) = self.volume.kept_run(physical, len)?;
+                    if is_kept {
+                        return Ok(true);
+                    }
+                    run
+                }
+                Mapping::Unwritten { len, .. } | Mapping::Hole { len } => len,
+            };
+            left -= len;
+            let Some(next) = logical.checked_plus(len) else {
+                break;
+            };
+            logical = next;
+        }
+        Ok(false)
+    }
+
+    /// Writes to new blocks what belongs over `len` kept ones from `physical` on, and returns the
+    /// number of bytes. The file then ends at the end of the write at least, if it `grows`.
+    #[expect(clippy::too_many_arguments, reason = "a mapping, a range and a source")]
+    pub(super) fn write_moved(
+        self,
+        logical: LogicalBlock,
+        (physical, len): (BlockNr, u32),
+        (at, end): (u64, u64),
+        source: &mut dyn DataSource,
+        options: WriteOptions,
+        grows: bool,
+    ) -> Result<u64> {
+        let block_size = self.volume.block_size();
+        let within = self.within_block(at);
+        let wanted = self.blocks_spanned(at, end).min(len).min(MOVED_BLOCKS_MAX);
+        let goal = self.inode.goal(self.volume, logical)?;
+        let mut reservation = self.reserve_run(goal, wanted, options.privileged)?;
+        let run = reservation.run();
+        let count = run.len.min(wanted);
+        let bytes = (u64::from(count) * block_size - within).min(end - at);
+        let filled = within + bytes;
+        let mut head = vec![0; within as usize];
+        let mut tail = vec![0; (filled.next_multiple_of(block_size) - filled) as usize];
+        self.read_old(physical, 0, &mut head)?;
+        self.read_old(physical, filled, &mut tail)?;
+        source.take(bytes as usize, &mut |bufs| {
+            let mut all: Vec<IoSlice<'_>> = Vec::with_capacity(bufs.len() + 2);
+            all.push(IoSlice::new(&head));
+            all.extend(bufs.iter().map(|buf| IoSlice::new(buf)));
+            all.push(IoSlice::new(&tail));
+            self.volume.write_data(run.start, 0, &all)
+        })?;
+        let end_of_file = if grows { at + bytes } else { 0 };
+        self.enter_moved(&mut reservation, logical, count, end_of_file, options)?;
+        Ok(bytes)
+    }
+
+    fn read_old(self, physical: BlockNr, offset: u64, buf: &mut [u8]) -> Result<()> {
+        if buf.is_empty() {
+            return Ok(());
+        }
+        self.volume
+            .read_data(physical, offset, &mut [IoSliceMut::new(buf)])
+    }
+
+    /// Makes written blocks of a reservation those of a range of the file, in place of its own.
+    fn enter_moved(
+        self,
+        reservation: &mut Reservation,
+        logical: LogicalBlock,
+        len: u32,
+        end: u64,
+        options: WriteOptions,
+    ) -> Result<()> {
+        let mut first = logical;
+        let mut left = len;
+        while left > 0 {
+            let credits = CREDITS_SIZE + CREDITS_RUN + REWRITE_CREDITS_MIN;
+            let done = self.transact_with_nodes(credits, |handle| {
+                self.inode.try_update(self.volume, handle, |state, handle| {
+                    let to = reservation.run().start;
+                    let done =
+                        state.replace_blocks(self.volume, self.inode, handle, (first, left), to)?;
+                    self.volume.allocator.allocate(handle, reservation, done);
+                    self.grow(state, handle, end);
+                    self.stamp_change(state, options);
+                    Ok(done)
+                })
+            })?;
+            left -= done.min(left);
+            first = first.checked_plus(done).ok_or(Error::FileTooLarge)?;
+        }
+        Ok(())
+    }
+
+    /// Zeros a range within one block, where that holds data.
+    pub(super) fn zero_within_block(self, from: u64, end: u64) -> Result<()> {
+        if from >= end {
+            return Ok(());
+        }
+        let logical = self.block_of(from)?;
+        let Mapping::Mapped { physical, .. } = self.inode.map(self.volume, logical, 1)? else {
+            return Ok(());
+        };
+        let (is_kept, _) = self.volume.kept_run(physical, 1)?;
+        if !is_kept {
+            return self
+                .volume
+                .zero_data(physical, self.within_block(from), end - from);
+        }
+        let options = WriteOptions {
+            privileged: true,
+            ..WriteOptions::default()
+        };
+        let (old, range) = ((physical, 1), (from, end));
+        self.write_moved(logical, old, range, &mut Zeros, options, false)?;
+        Ok(())
+    }
+
+    /// Zeros the rest of a block behind the end of the file, for want of another block to move to. Where
+    /// a snapshot sees it, it stays: who makes the file grow zeros it first.
+    pub(super) fn zero_rest(self, physical: BlockNr, within: u64) -> Result<()> {
+        let (is_kept, _) = self.volume.kept_run(physical, 1)?;
+        if is_kept {
+            return Ok(());
+        }
+        let rest = self.volume.block_size() - within;
+        self.volume.zero_data(physical, within, rest)
+    }
+}
+
+/// Gives zeros, for less than a block.
+struct Zeros;
+
+impl DataSource for Zeros {
+    fn take(
+        &mut self,
+        len: usize,
+        write: &mut dyn FnMut(&[IoSlice<'_>]) -> Result<()>,
+    ) -> Result<()> {
+        write(&[IoSlice::new(&vec![0; len])])
+    }
+}

@@ -1,0 +1,297 @@
+//! Snapshots as the volume's clients see them: taken, listed, deleted, looked into. And the store's
+//! file, which nobody sees.
+//!
+//! The store is `/.kfs/snapshots`, there while there are snapshots. The superblock's feature is set
+//! before it is made and cleared after it is gone: what a crash leaves in between is put away by the
+//! next open.
+
+use super::mount::data_runs;
+use super::{Filesystem, MountOptions};
+use crate::corrupt::Corrupt;
+use crate::dir::FileName;
+use crate::error::{Error, Result};
+use crate::ids::InodeNr;
+use crate::inode::Inode;
+use crate::layout::inode::{S_IFDIR, S_IFREG};
+use crate::layout::superblock::{STATE_VALID, SUPERBLOCK_OFFSET};
+use crate::layout::{Compat, Incompat, RawSuperblock, RoCompat};
+use crate::ops::NewNode;
+use crate::snapshot::{SnapshotDevice, SnapshotRecord, SnapshotUsage};
+use crate::volume::superblock_offset;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use zerocopy::FromBytes;
+
+/// The hidden directory in the root.
+const DIRECTORY: &[u8] = b".kfs";
+/// The store in it.
+const STORE: &[u8] = b"snapshots";
+/// Metadata blocks to keep in memory for one who looks into a snapshot, in bytes.
+const VIEW_CACHE_BYTES: u64 = 32 << 20;
+
+impl Filesystem {
+    /// Takes a snapshot: instantly, whatever the size of the volume. What has not been written to the
+    /// volume (the page cache of a guest) is not in it.
+    ///
+    /// # Errors
+    /// `Exists`; `Invalid` and `NameTooLong` for what cannot be a name; `SnapshotStoreFull`;
+    /// `ReadOnly`, `Io`.
+    pub fn create_snapshot(&self, name: &str, comment: &str) -> Result<SnapshotRecord> {
+        let _one = self.snapshot_operation.lock();
+        if let Some(reason) = self.volume.read_only() {
+            return Err(Error::ReadOnly { reason });
+        }
+        let snapshots = &self.volume.snapshots;
+        snapshots.check_new(name, comment)?;
+        if snapshots.store_inode().is_none() {
+            self.make_store()?;
+        }
+        self.volume.grow_store(0)?;
+        // What has to be written is written while others still work.
+        self.volume.journal.commit_all()?;
+        self.volume.journal.checkpoint()?;
+        let _still = self.volume.stop_data_writes();
+        self.volume.journal.quiesce(|| {
+            let (block, content) = self.superblock_for_snapshot()?;
+            let now = self.volume.now();
+            snapshots.create(name, comment, now, (block, &content))
+        })
+    }
+
+    /// Deletes a snapshot, and gives back what only it kept.
+    ///
+    /// # Errors
+    /// `NotFound`; `Busy` while somebody looks into it; `ReadOnly`, `Corrupt`, `Io`.
+    pub fn delete_snapshot(&self, name: &str) -> Result<SnapshotRecord> {
+        let _one = self.snapshot_operation.lock();
+        if let Some(reason) = self.volume.read_only() {
+            return Err(Error::ReadOnly { reason });
+        }
+        let snapshots = &self.volume.snapshots;
+        let deleted = snapshots.delete(name).inspect_err(|error| {
+            if !matches!(error, Error::NotFound | Error::Busy) {
+                self.volume.journal.abort(error);
+            }
+        })?;
+        while snapshots.settle_some(deleted.id) {}
+        let is_last = snapshots.list().is_empty();
+        if is_last {
+            self.volume.journal.quiesce(|| {
+                snapshots.deactivate();
+                Ok(())
+            })?;
+        }
+        for group in self.volume.allocator.groups_with_kept() {
+            self.volume.allocator.review_kept(group)?;
+        }
+        if is_last {
+            self.remove_store()?;
+        }
+        Ok(deleted)
+    }
+
+    /// All snapshots, oldest first.
+    #[must_use]
+    pub fn snapshots(&self) -> Vec<SnapshotRecord> {
+        self.volume.snapshots.list()
+    }
+
+    /// What each snapshot holds, in the order of [`Filesystem::snapshots`].
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub fn snapshot_usage(&self) -> Result<Vec<SnapshotUsage>> {
+        self.volume.snapshots.usage(&self.volume.allocator)
+    }
+
+    /// The volume as a snapshot sees it, to be read like any other. While it is open the snapshot cannot
+    /// be deleted.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`, `Io`.
+    pub fn open_snapshot(&self, name: &str) -> Result<Arc<Self>> {
+        let device = SnapshotDevice::open(&self.volume.snapshots, name)?;
+        let options = MountOptions {
+            read_only: true,
+            is_snapshot: true,
+            commit_interval: None,
+            cache_bytes: VIEW_CACHE_BYTES,
+            ..MountOptions::default()
+        };
+        Self::open(Arc::new(device), options)
+    }
+
+    /// The block of the superblock, as a snapshot is to see it: of a volume that was closed.
+    fn superblock_for_snapshot(&self) -> Result<(crate::ids::BlockNr, Vec<u8>)> {
+        let geometry = &self.volume.geometry;
+        let block = crate::ids::BlockNr(SUPERBLOCK_OFFSET / u64::from(geometry.block_size));
+        let mut content = self.volume.cache.get(block)?.freeze().to_vec();
+        let bytes = &mut content[superblock_offset(geometry)..];
+        let (raw, _) = RawSuperblock::mut_from_prefix(bytes).expect("a block holds a superblock");
+        let counts = self.volume.allocator.free_counts();
+        raw.set_free_blocks_count(counts.blocks);
+        raw.s_free_inodes_count.set(counts.inodes);
+        let incompat = raw.incompat() - Incompat::RECOVER;
+        raw.s_feature_incompat.set(incompat.bits());
+        let ro_compat = raw.ro_compat() - RoCompat::HAS_SNAPSHOT;
+        raw.s_feature_ro_compat.set(ro_compat.bits());
+        if !raw.compat().contains(Compat::HAS_JOURNAL) && self.was_clean {
+            raw.s_state.set(raw.s_state.get() | STATE_VALID);
+        }
+        raw.seal();
+        Ok((block, content))
+    }
+
+    /// Finds the snapshots of a volume that is being opened.
+    pub(super) fn open_snapshots(&self, options: &MountOptions) -> Result<()> {
+        let superblock = self.volume.superblock();
+        let has_feature = superblock.ro_compat().contains(RoCompat::HAS_SNAPSHOT);
+        if !options.is_snapshot && !has_feature {
+            return Ok(());
+        }
+        let found = self.find_store()?;
+        self.hides_store.store(found.is_some(), Ordering::Release);
+        if options.is_snapshot {
+            return Ok(());
+        }
+        let has_any = match found.and_then(|(_, store)| store) {
+            Some(store) => self.attach_store(&store)?,
+            None => false,
+        };
+        if !has_any && self.volume.read_only().is_none() {
+            log::info!("putting away an empty snapshot store");
+            return self.remove_store();
+        }
+        Ok(())
+    }
+
+    /// Reads the store, and what of each group is kept.
+    fn attach_store(&self, store: &Inode) -> Result<bool> {
+        let volume = &self.volume;
+        let runs = data_runs(
+            &volume.cache,
+            &volume.geometry,
+            store.nr(),
+            &store.place_bytes(volume),
+        )?;
+        if !volume.snapshots.attach(store.nr(), &runs)? {
+            return Ok(false);
+        }
+        if volume.read_only().is_none() {
+            let bitmaps = volume.allocator.block_bitmaps();
+            for group in volume.snapshots.groups_with_pins(&bitmaps) {
+                volume.allocator.load_kept(group)?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// The hidden directory and the store in it.
+    fn find_store(&self) -> Result<Option<(Arc<Inode>, Option<Arc<Inode>>)>> {
+        let root = self.root()?;
+        let find = |directory: &Inode, name: &[u8]| -> Result<Option<Arc<Inode>>> {
+            let _io = directory.io.read();
+            self.find(directory, FileName::new(name)?)
+        };
+        let Some(directory) = find(&root, DIRECTORY)? else {
+            return Ok(None);
+        };
+        if !directory.is_directory() {
+            return Err(Corrupt::SnapshotStore {
+                what: "/.kfs is not a directory",
+            }
+            .into());
+        }
+        let store = find(&directory, STORE)?;
+        if store.as_ref().is_some_and(|store| !store.is_regular()) {
+            return Err(Corrupt::SnapshotStore {
+                what: "/.kfs/snapshots is not a file",
+            }
+            .into());
+        }
+        Ok(Some((directory, store)))
+    }
+
+    fn make_store(&self) -> Result<()> {
+        let root = self.root()?;
+        if self.find_store()?.is_some() {
+            log::error!("the root directory has an entry .kfs, which snapshots need: rename it");
+            return Err(Error::Exists);
+        }
+        self.hides_store.store(true, Ordering::Release);
+        self.set_snapshot_feature(true)?;
+        let node = |mode| NewNode {
+            mode,
+            ..NewNode::default()
+        };
+        let directory =
+            self.create_entry(&root, FileName::new(DIRECTORY)?, &node(S_IFDIR | 0o700))?;
+        let store = self.create_entry(&directory, FileName::new(STORE)?, &node(S_IFREG | 0o600))?;
+        let nr = store.nr();
+        // From here on its inode is changed by the store alone.
+        drop(store);
+        let made = self
+            .volume
+            .snapshots
+            .make_store(&self.volume.growth_parts(), nr);
+        if let Err(error) = made {
+            self.remove_store()?;
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    fn remove_store(&self) -> Result<()> {
+        self.volume.snapshots.drop_store();
+        if let Some((directory, store)) = self.find_store()? {
+            if store.is_some() {
+                drop(store);
+                self.unlink_entry(&directory, FileName::new(STORE)?)?;
+            }
+            drop(directory);
+            self.rmdir_entry(&*self.root()?, FileName::new(DIRECTORY)?)?;
+        }
+        self.set_snapshot_feature(false)?;
+        self.hides_store.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    fn set_snapshot_feature(&self, is_set: bool) -> Result<()> {
+        self.volume.transact(1, |handle| {
+            self.volume.update_superblock(handle, |raw| {
+                let mut features = raw.ro_compat();
+                features.set(RoCompat::HAS_SNAPSHOT, is_set);
+                raw.s_feature_ro_compat.set(features.bits());
+            });
+            Ok(())
+        })?;
+        self.volume.journal.commit_all()
+    }
+
+    /// Whether a name is one that nobody is to see.
+    pub(crate) fn is_hidden(&self, directory: &Inode, name: &[u8]) -> bool {
+        name == DIRECTORY
+            && directory.nr() == InodeNr::ROOT
+            && self.hides_store.load(Ordering::Acquire)
+    }
+
+    /// A name to be found.
+    pub(crate) fn visible_name<'n>(
+        &self,
+        directory: &Inode,
+        name: &'n [u8],
+    ) -> Result<FileName<'n>> {
+        if self.is_hidden(directory, name) {
+            return Err(Error::NotFound);
+        }
+        FileName::new(name)
+    }
+
+    /// A name to be made.
+    pub(crate) fn new_name<'n>(&self, directory: &Inode, name: &'n [u8]) -> Result<FileName<'n>> {
+        if self.is_hidden(directory, name) {
+            return Err(Error::NotPermitted);
+        }
+        FileName::new(name)
+    }
+}

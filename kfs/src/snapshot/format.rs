@@ -1,0 +1,259 @@
+//! The snapshot store on disk: segments of batches (md-docs/format/snapshots.md).
+//!
+//! ```text
+//!   store    | segment 0        | segment 1        | ...        SEGMENT_BLOCKS blocks each
+//!   segment  | head | batch | batch | ...
+//!   batch    | head: names and checksums of what follows | block | block | ...
+//! ```
+//!
+//! All numbers are little-endian. A batch counts when its segment's sequence number is in it: what a
+//! segment's earlier life has left behind does not.
+
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// Blocks in a segment.
+pub(super) const SEGMENT_BLOCKS: u32 = 128;
+/// Where the entries of a batch start in its head, in bytes.
+const ENTRIES_OFFSET: usize = 64;
+const ENTRY_SIZE: usize = 16;
+const SEGMENT_MAGIC: [u8; 8] = *b"kfs-segm";
+const BATCH_MAGIC: [u8; 8] = *b"kfs-batc";
+
+/// Identifies one life of a store: blocks of an earlier store mean nothing.
+pub(super) type StoreId = [u8; 16];
+
+/// Head of a segment, at the start of its first block.
+#[derive(Clone, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawSegment {
+    magic: [u8; 8],
+    store: StoreId,
+    sequence: U64,
+    reserved: [u8; 28],
+    checksum: U32,
+}
+
+/// Head of a batch; entries follow at [`ENTRIES_OFFSET`].
+#[derive(Clone, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawBatch {
+    magic: [u8; 8],
+    store: StoreId,
+    sequence: U64,
+    commit: U64,
+    /// Kind of the batch.
+    kind: U16,
+    /// Blocks that follow.
+    count: U16,
+    /// Snapshot that pre-images are of.
+    snapshot: U32,
+    /// Bytes used of the blocks that follow, for a table.
+    bytes: U32,
+    reserved: [u8; 8],
+    /// crc32c of the head without this field, and the entries.
+    checksum: U32,
+}
+
+#[derive(Clone, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawEntry {
+    /// Block that the content is of.
+    block: U64,
+    /// crc32c of the content.
+    checksum: U32,
+    reserved: U32,
+}
+
+/// What a batch holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Old content of blocks, kept for a snapshot.
+    PreImages {
+        /// The newest snapshot at the time.
+        snapshot: u32,
+    },
+    /// The table of snapshots.
+    Table {
+        /// Bytes of it.
+        bytes: u32,
+    },
+}
+
+/// One block of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    /// Block that the content is of; 0 in a table.
+    pub(super) block: u64,
+    /// crc32c of the content.
+    pub(super) checksum: u32,
+}
+
+/// Head of a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Batch {
+    pub(super) kind: Kind,
+    /// Counts commits: all batches that one commit has written have the same.
+    pub(super) commit: u64,
+    pub(super) entries: Vec<Entry>,
+}
+
+/// Entries that fit into the head of a batch.
+pub(super) fn entries_max(block_size: usize) -> usize {
+    ((block_size - ENTRIES_OFFSET) / ENTRY_SIZE).min(SEGMENT_BLOCKS as usize - 2)
+}
+
+/// Blocks that `payload` blocks take at the most, with all heads and what is left unused at the ends
+/// of segments.
+pub(super) fn blocks_for(payload: u64) -> u64 {
+    payload + payload / 16 + 8
+}
+
+/// A segment's first block.
+pub(super) fn encode_segment(block_size: usize, store: StoreId, sequence: u64) -> Vec<u8> {
+    let mut raw = RawSegment {
+        magic: SEGMENT_MAGIC,
+        store,
+        sequence: sequence.into(),
+        reserved: [0; 28],
+        checksum: 0.into(),
+    };
+    raw.checksum = crc32c::crc32c(&raw.as_bytes()[..60]).into();
+    let mut block = vec![0; block_size];
+    block[..64].copy_from_slice(raw.as_bytes());
+    block
+}
+
+/// The sequence number of a segment that belongs to the store.
+pub(super) fn decode_segment(block: &[u8], store: StoreId) -> Option<u64> {
+    let (raw, _) = RawSegment::read_from_prefix(block).ok()?;
+    let checksum = crc32c::crc32c(&raw.as_bytes()[..60]);
+    let ours = raw.magic == SEGMENT_MAGIC && raw.store == store;
+    (ours && raw.checksum.get() == checksum).then(|| raw.sequence.get())
+}
+
+/// The store that a segment belongs to, whichever it is.
+pub(super) fn store_of_segment(block: &[u8]) -> Option<StoreId> {
+    let (raw, _) = RawSegment::read_from_prefix(block).ok()?;
+    decode_segment(block, raw.store).map(|_| raw.store)
+}
+
+impl Batch {
+    /// The head as a block.
+    pub(super) fn encode(&self, block_size: usize, store: StoreId, sequence: u64) -> Vec<u8> {
+        let (kind, snapshot, bytes) = match self.kind {
+            Kind::PreImages { snapshot } => (1, snapshot, 0),
+            Kind::Table { bytes } => (2, 0, bytes),
+        };
+        let mut raw = RawBatch {
+            magic: BATCH_MAGIC,
+            store,
+            sequence: sequence.into(),
+            commit: self.commit.into(),
+            kind: kind.into(),
+            count: (self.entries.len() as u16).into(),
+            snapshot: snapshot.into(),
+            bytes: bytes.into(),
+            reserved: [0; 8],
+            checksum: 0.into(),
+        };
+        let mut block = vec![0; block_size];
+        for (entry, bytes) in self
+            .entries
+            .iter()
+            .zip(block[ENTRIES_OFFSET..].chunks_exact_mut(ENTRY_SIZE))
+        {
+            let raw = RawEntry {
+                block: entry.block.into(),
+                checksum: entry.checksum.into(),
+                reserved: 0.into(),
+            };
+            bytes.copy_from_slice(raw.as_bytes());
+        }
+        let end = ENTRIES_OFFSET + self.entries.len() * ENTRY_SIZE;
+        raw.checksum = checksum(&raw, &block[ENTRIES_OFFSET..end]).into();
+        block[..ENTRIES_OFFSET].copy_from_slice(raw.as_bytes());
+        block
+    }
+
+    /// A head of a batch that belongs to this life of this segment.
+    pub(super) fn decode(block: &[u8], store: StoreId, sequence: u64) -> Option<Self> {
+        let (raw, _) = RawBatch::read_from_prefix(block).ok()?;
+        let ours = raw.magic == BATCH_MAGIC && raw.store == store && raw.sequence.get() == sequence;
+        let count = usize::from(raw.count.get());
+        if !ours || count == 0 || count > entries_max(block.len()) {
+            return None;
+        }
+        let entries = &block[ENTRIES_OFFSET..ENTRIES_OFFSET + count * ENTRY_SIZE];
+        if raw.checksum.get() != checksum(&raw, entries) {
+            return None;
+        }
+        let kind = match raw.kind.get() {
+            1 => Kind::PreImages {
+                snapshot: raw.snapshot.get(),
+            },
+            2 => Kind::Table {
+                bytes: raw.bytes.get(),
+            },
+            _ => return None,
+        };
+        let entries = entries.chunks_exact(ENTRY_SIZE).map(|bytes| {
+            let raw = RawEntry::read_from_bytes(bytes).expect("chunks have this size");
+            Entry {
+                block: raw.block.get(),
+                checksum: raw.checksum.get(),
+            }
+        });
+        Some(Self {
+            kind,
+            commit: raw.commit.get(),
+            entries: entries.collect(),
+        })
+    }
+}
+
+fn checksum(raw: &RawBatch, entries: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&raw.as_bytes()[..60]), entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch() -> Batch {
+        Batch {
+            kind: Kind::PreImages { snapshot: 7 },
+            commit: 3,
+            entries: (0..60u32)
+                .map(|n| Entry {
+                    block: u64::from(n) << 33,
+                    checksum: n,
+                })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        assert_eq!(
+            decode_segment(&encode_segment(1024, [1; 16], 9), [1; 16]),
+            Some(9)
+        );
+        let block = batch().encode(1024, [1; 16], 9);
+        assert_eq!(Batch::decode(&block, [1; 16], 9), Some(batch()));
+        assert_eq!(entries_max(1024), 60);
+        assert_eq!(entries_max(4096), 126);
+    }
+
+    #[test]
+    fn other_lives_and_flipped_bits_are_no_batches() {
+        let block = batch().encode(1024, [1; 16], 9);
+        assert_eq!(Batch::decode(&block, [1; 16], 8), None);
+        assert_eq!(Batch::decode(&block, [2; 16], 9), None);
+        for at in 0..64 + 60 * 16 {
+            let mut flipped = block.clone();
+            flipped[at] ^= 1;
+            assert_eq!(Batch::decode(&flipped, [1; 16], 9), None, "byte {at}");
+        }
+    }
+}

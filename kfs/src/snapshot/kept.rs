@@ -1,0 +1,168 @@
+//! Which blocks snapshots keep: they are neither overwritten in place nor handed out.
+//!
+//! A block is kept when it was in use as some snapshot sees the bitmaps, and neither that snapshot nor
+//! a newer one has its old content.
+
+use super::{OldContent, Snapshots};
+use crate::allocator::{KeptBlocks, LiveBitmap};
+use crate::error::Result;
+use crate::ids::{BlockNr, GroupNr};
+use crate::layout::{GroupFlags, RawGroupDesc};
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+/// What one snapshot sees of a group differently from the next newer one.
+struct Difference {
+    snapshot: u32,
+    /// Not so for one that is being deleted: what it has belongs to the next older one.
+    counts: bool,
+    /// Another block bitmap.
+    bitmap: Option<OldContent>,
+    /// Another descriptor.
+    desc: Option<OldContent>,
+    /// Blocks, counted in the group, whose old content it has.
+    own: Vec<u32>,
+}
+
+impl KeptBlocks for Snapshots {
+    fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    fn is_active(&self) -> bool {
+        Snapshots::is_active(self)
+    }
+
+    fn kept(&self, group: GroupNr, live: &LiveBitmap<'_>) -> Result<Vec<u64>> {
+        let mut all = vec![0u64; live.bytes.len() / 8];
+        self.each_kept(group, live, |_, kept| {
+            all.iter_mut()
+                .zip(kept)
+                .for_each(|(all, kept)| *all |= kept);
+        })?;
+        Ok(all)
+    }
+
+    fn overwritten(&self, blocks: Range<BlockNr>) -> Vec<BlockNr> {
+        let state = self.state.read();
+        let Some(newest) = state.index.newest() else {
+            return Vec::new();
+        };
+        let mut found = Vec::new();
+        let mut from = blocks.start.0;
+        while let Some(block) = state.index.next_moved(newest, from..blocks.end.0) {
+            found.push(BlockNr(block));
+            from = block + 1;
+        }
+        let pending = state.pending.range(blocks.start.0..blocks.end.0);
+        found.extend(pending.map(|(block, _)| BlockNr(*block)));
+        found
+    }
+}
+
+impl Snapshots {
+    /// Tells for each snapshot, newest first, which blocks of a group it keeps.
+    pub(super) fn each_kept(
+        &self,
+        group: GroupNr,
+        live: &LiveBitmap<'_>,
+        mut visit: impl FnMut(u32, &[u64]),
+    ) -> Result<()> {
+        let size = live.bytes.len();
+        let mut bitmap = live.bytes.to_vec();
+        let mut is_uninit = live.is_uninit;
+        let mut overwritten = vec![0u64; size / 8];
+        let mut kept = vec![0u64; size / 8];
+        let mut content = vec![0; size];
+        for difference in self.differences(group, live) {
+            if let Some(old) = &difference.bitmap {
+                self.read_old(old, &mut bitmap)?;
+            }
+            if let Some(old) = &difference.desc {
+                self.read_old(old, &mut content)?;
+                is_uninit = self.is_uninit(group, &content);
+            }
+            for index in difference.own {
+                overwritten[index as usize / 64] |= 1 << (index % 64);
+            }
+            if !difference.counts {
+                continue;
+            }
+            if is_uninit {
+                kept.fill(0);
+            } else {
+                let in_use = words(&bitmap).zip(&overwritten);
+                for (kept, (bits, overwritten)) in kept.iter_mut().zip(in_use) {
+                    *kept = bits & !overwritten;
+                }
+            }
+            visit(difference.snapshot, &kept);
+        }
+        Ok(())
+    }
+
+    /// Whether a block of the descriptor table says that a group's block bitmap was never written.
+    fn is_uninit(&self, group: GroupNr, table: &[u8]) -> bool {
+        let (_, offset) = self.geometry.desc_location(group);
+        let end = offset + self.geometry.desc_size as usize;
+        let desc = RawGroupDesc::from_slice(&table[offset..end]);
+        self.geometry.has_group_checksums() && desc.flags().contains(GroupFlags::BLOCK_UNINIT)
+    }
+
+    /// What the snapshots see of a group, newest first.
+    fn differences(&self, group: GroupNr, live: &LiveBitmap<'_>) -> Vec<Difference> {
+        let geometry = &self.geometry;
+        let first = geometry.group_first_block(group).0;
+        let end = first + u64::from(geometry.blocks_in_group(group));
+        let (desc_block, _) = geometry.desc_location(group);
+        let state = self.state.read();
+        let mut differences: Vec<Difference> = state
+            .index
+            .newest_first(first..end)
+            .map(|(id, own)| {
+                let old = |block| state.index.own(id, block).map(OldContent::Stored);
+                Difference {
+                    snapshot: id,
+                    counts: state.table.snapshots.iter().any(|record| record.id == id),
+                    bitmap: old(live.block.0),
+                    desc: old(desc_block.0),
+                    own: own.iter().map(|block| (block - first) as u32).collect(),
+                }
+            })
+            .collect();
+        // What waits for its commit belongs to the newest.
+        if let Some(newest) = differences.first_mut() {
+            let pending = |block: u64| {
+                let (_, content) = state.pending.get(&block)?;
+                Some(OldContent::InMemory(content.clone()))
+            };
+            newest.bitmap = newest.bitmap.take().or_else(|| pending(live.block.0));
+            newest.desc = newest.desc.take().or_else(|| pending(desc_block.0));
+            let waiting = state.pending.range(first..end);
+            newest
+                .own
+                .extend(waiting.map(|(block, _)| (block - first) as u32));
+        }
+        differences
+    }
+
+    /// The groups whose bitmaps have changed under a snapshot: others keep no free blocks.
+    pub(crate) fn groups_with_pins(&self, bitmaps: &[u64]) -> Vec<GroupNr> {
+        let state = self.state.read();
+        let Some(oldest) = state.table.snapshots.first() else {
+            return Vec::new();
+        };
+        let changed = |block: &u64| state.find(oldest.id, *block).is_some();
+        let groups = bitmaps.iter().enumerate();
+        groups
+            .filter(|(_, block)| changed(block))
+            .map(|(nr, _)| GroupNr(nr as u32))
+            .collect()
+    }
+}
+
+fn words(bytes: &[u8]) -> impl Iterator<Item = u64> + '_ {
+    bytes
+        .chunks_exact(8)
+        .map(|chunk| u64::from_le_bytes(chunk.try_into().expect("chunks of eight")))
+}

@@ -1,0 +1,281 @@
+//! Snapshots of the volume: what they see stays as it was, and the volume goes on.
+//!
+//! ```text
+//!   file data      a write to a block that a snapshot sees goes to a new block        file/moved.rs
+//!   freed blocks   those that a snapshot sees are not handed out                      allocator/kept.rs
+//!   metadata       has its place: the old content is kept aside before it changes     here
+//! ```
+//!
+//! - `format.rs`, `table.rs`, `store.rs`: the store on disk, a hidden file of the volume
+//! - `index.rs`: where the old content of which block is
+//! - `sink.rs`: takes old content when a block joins a transaction, and writes it before the commit
+//! - `kept.rs`: which blocks of a group may neither be overwritten nor handed out
+//! - `growth.rs`: more blocks for the store
+//! - `life.rs`: create, delete
+//! - `view.rs`: a device that shows the volume as a snapshot sees it
+//! - `usage.rs`: who holds how much
+//!
+//! Nothing here knows files or directories: `fs/snapshots.rs` makes and hides the store's file.
+//!
+//! Locks, all inner ones: `state` is taken with the journal's and with a group's lock held, and never
+//! held over I/O.
+
+mod format;
+mod growth;
+mod index;
+mod kept;
+mod life;
+mod sink;
+mod store;
+mod table;
+mod usage;
+mod view;
+
+pub(crate) use growth::GrowthParts;
+pub use table::{COMMENT_MAX, NAME_MAX, SnapshotRecord};
+pub use usage::SnapshotUsage;
+pub use view::SnapshotDevice;
+
+use crate::error::{Error, Result};
+use crate::ids::{BlockNr, InodeNr, Run, Tid};
+use crate::layout::Geometry;
+use crate::sync::Rank;
+use format::Kind;
+use growth::StoreFile;
+use index::Index;
+use kfs_disk::BlockDevice;
+use parking_lot::{Mutex, RwLock};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use store::{Found, Location, Store};
+use table::Table;
+
+/// The snapshots of a mounted volume.
+pub struct Snapshots {
+    device: Arc<dyn BlockDevice>,
+    geometry: Geometry,
+    /// Whether there are any: what costs time is done only then.
+    active: AtomicBool,
+    /// Grows with each snapshot taken.
+    epoch: AtomicU64,
+    state: RwLock<State>,
+    store: RwLock<Option<Arc<Store>>>,
+    /// The store's inode, 0 while there is none.
+    inode: AtomicU32,
+    /// The same, held by who makes it grow.
+    file: crate::sync::Mutex<Option<StoreFile>>,
+    /// Blocks of the store promised to open handles.
+    reserved: Mutex<u64>,
+}
+
+#[derive(Default)]
+struct State {
+    table: Table,
+    index: Index,
+    /// Old content that the commit of its transaction will write to the store, by block.
+    pending: BTreeMap<u64, (Tid, Arc<[u8]>)>,
+    /// Metadata blocks made since the newest snapshot, which none sees.
+    fresh: HashSet<u64>,
+    /// Where the newest table is.
+    table_blocks: Vec<Location>,
+    /// Who looks at which snapshot.
+    viewers: HashMap<u32, usize>,
+}
+
+/// Old content of a block.
+enum OldContent {
+    Stored(Location),
+    /// Not written to the store yet.
+    InMemory(Arc<[u8]>),
+}
+
+impl State {
+    /// The old content through which a snapshot sees a block, `None` where that is in place.
+    fn find(&self, snapshot: u32, block: u64) -> Option<OldContent> {
+        if let Some(location) = self.index.find(snapshot, block) {
+            return Some(OldContent::Stored(location));
+        }
+        let (_, content) = self.pending.get(&block)?;
+        Some(OldContent::InMemory(Arc::clone(content)))
+    }
+}
+
+impl Snapshots {
+    /// Of a volume that has none, or whose store [`Snapshots::attach`] will name.
+    #[must_use]
+    pub fn new(device: Arc<dyn BlockDevice>, geometry: Geometry) -> Arc<Self> {
+        Arc::new(Self {
+            device,
+            geometry,
+            active: AtomicBool::new(false),
+            epoch: AtomicU64::new(1),
+            state: RwLock::default(),
+            store: RwLock::default(),
+            inode: AtomicU32::new(0),
+            file: crate::sync::Mutex::new(Rank::StoreGrowth, None),
+            reserved: Mutex::default(),
+        })
+    }
+
+    /// Reads the store, a file whose content lies in `runs`. Returns whether there are snapshots.
+    ///
+    /// # Errors
+    /// `Corrupt::SnapshotTable`, `Io`.
+    pub fn attach(&self, inode: InodeNr, runs: &[Run]) -> Result<bool> {
+        let opened = Store::open(Arc::clone(&self.device), self.geometry.block_size, runs)?;
+        let Some((store, found)) = opened else {
+            return Ok(false);
+        };
+        let mut state = State::default();
+        let table = found
+            .iter()
+            .rev()
+            .find_map(|found| read_table(&store, self.geometry.block_size as usize, found));
+        let Some((table, locations)) = table else {
+            return Ok(false);
+        };
+        for location in &locations {
+            store.need(*location);
+        }
+        state.table_blocks = locations;
+        for id in table.ids() {
+            state.index.add(id);
+        }
+        let last_commit = found.last().map_or(0, |found| found.batch.commit);
+        for found in &found {
+            let is_last = found.batch.commit == last_commit;
+            self.enter(&store, &mut state.index, found, is_last)?;
+        }
+        let newest_used = found.iter().filter_map(|found| match found.batch.kind {
+            Kind::PreImages { snapshot } => Some(snapshot),
+            Kind::Table { .. } => None,
+        });
+        state.table = table;
+        state.table.next_id = state
+            .table
+            .next_id
+            .max(newest_used.max().map_or(1, |id| id + 1));
+        let is_active = !state.table.snapshots.is_empty();
+        *self.state.write() = state;
+        *self.store.write() = Some(Arc::new(store));
+        self.set_file(Some(inode));
+        self.set_active(is_active);
+        Ok(is_active)
+    }
+
+    /// Enters the pre-images of a batch. What a crash has torn is of the last commit, and of blocks that
+    /// its transaction did not get to change.
+    fn enter(&self, store: &Store, index: &mut Index, found: &Found, check: bool) -> Result<()> {
+        let Kind::PreImages { snapshot } = found.batch.kind else {
+            return Ok(());
+        };
+        let mut content = vec![0; self.geometry.block_size as usize];
+        for (block, entry) in (found.first..).zip(&found.batch.entries) {
+            let location = Location {
+                block,
+                checksum: entry.checksum,
+            };
+            if check {
+                match store.read_content(location, &mut content) {
+                    Ok(()) => {}
+                    Err(Error::Corrupt(_)) => continue,
+                    Err(error) => return Err(error),
+                }
+            }
+            if index.insert(snapshot, entry.block, location) {
+                store.need(location);
+            }
+        }
+        Ok(())
+    }
+
+    fn set_active(&self, is_active: bool) {
+        self.active.store(is_active, Ordering::Release);
+    }
+
+    /// Whether there are snapshots.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        self.active.load(Ordering::Acquire)
+    }
+
+    /// All snapshots, oldest first.
+    #[must_use]
+    pub fn list(&self) -> Vec<SnapshotRecord> {
+        self.state.read().table.snapshots.clone()
+    }
+
+    /// The snapshot of this name.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn find(&self, name: &str) -> Result<SnapshotRecord> {
+        let state = self.state.read();
+        state.table.find(name).cloned().ok_or(Error::NotFound)
+    }
+
+    /// The store's inode, while there is one.
+    #[must_use]
+    pub fn store_inode(&self) -> Option<InodeNr> {
+        Some(InodeNr(self.inode.load(Ordering::Acquire))).filter(|nr| nr.0 != 0)
+    }
+
+    fn set_file(&self, inode: Option<InodeNr>) {
+        *self.file.lock() = inode.map(|nr| StoreFile { nr });
+        self.inode
+            .store(inode.map_or(0, |nr| nr.0), Ordering::Release);
+    }
+
+    fn store(&self) -> Result<Arc<Store>> {
+        self.store.read().clone().ok_or(Error::NotFound)
+    }
+
+    /// Fills `content` with a block's old content.
+    fn read_old(&self, old: &OldContent, content: &mut [u8]) -> Result<()> {
+        match old {
+            OldContent::Stored(location) => self.store()?.read_content(*location, content),
+            OldContent::InMemory(bytes) => {
+                content.copy_from_slice(bytes);
+                Ok(())
+            }
+        }
+    }
+
+    /// Fills `content`, a block long, with what a snapshot sees of a block.
+    ///
+    /// # Errors
+    /// `Corrupt::PreImageChecksum`, `Io`.
+    fn read_block(&self, snapshot: u32, block: BlockNr, content: &mut [u8]) -> Result<()> {
+        let old = self.state.read().find(snapshot, block.0);
+        if let Some(old) = old {
+            return self.read_old(&old, content);
+        }
+        view::read_in_place(&*self.device, &self.geometry, block, content)?;
+        // It may have been overwritten before it was read: then its old content was taken first.
+        let old = self.state.read().find(snapshot, block.0);
+        old.map_or(Ok(()), |old| self.read_old(&old, content))
+    }
+}
+
+/// The table in a batch, with the blocks that hold it, if it is one and whole.
+fn read_table(store: &Store, block_size: usize, found: &Found) -> Option<(Table, Vec<Location>)> {
+    let Kind::Table { bytes } = found.batch.kind else {
+        return None;
+    };
+    let mut table = vec![0; found.batch.entries.len() * block_size];
+    let mut locations = Vec::new();
+    for ((block, entry), content) in (found.first..)
+        .zip(&found.batch.entries)
+        .zip(table.chunks_exact_mut(block_size))
+    {
+        let location = Location {
+            block,
+            checksum: entry.checksum,
+        };
+        store.read_content(location, content).ok()?;
+        locations.push(location);
+    }
+    let table = Table::decode(table.get(..bytes as usize)?)?;
+    Some((table, locations))
+}

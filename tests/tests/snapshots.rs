@@ -1,0 +1,486 @@
+//! Goal: a snapshot shows the volume as it was when it was taken, to the end, whatever is done to the
+//! volume and to other snapshots; and what is left is always an ordinary file system.
+//!
+//! Method: random operations on a volume, among them taking and deleting snapshots and closing and
+//! opening the volume. A picture of the tree is taken with each snapshot and compared with what the
+//! snapshot shows. Now and then e2fsck looks at a copy whose feature was cleared.
+//!
+//! `KFS_SEED=N` replays one run, `KFS_SNAPSHOT_SEEDS=N` makes that many, `KFS_SNAPSHOT_STEPS=N` steps in
+//! each.
+
+use kfs::layout::RoCompat;
+use kfs::{Error, Filesystem};
+use kfs_disk::testing::{CrashDevice, SplitMix64};
+use kfs_disk::{BlockDevice, MemoryDevice};
+use kfs_tests::e2fsprogs;
+use kfs_tests::power_cut::{Effort, Picture, Reached, cut_everywhere, formatted, open};
+use kfs_tests::tree::picture;
+use kfs_tests::workload::Workload;
+use std::sync::Arc;
+use zerocopy::{FromBytes, IntoBytes};
+
+const SNAPSHOTS_MAX: usize = 6;
+const EFFORT: Effort = Effort {
+    points_step: 1,
+    images_a_point: 3,
+    // It does not open images with snapshots: kfs's own check sees them all.
+    e2fsck_every: usize::MAX,
+};
+
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{name}={text} is no number")),
+    )
+}
+
+fn options(seed: u64) -> mkfs::Options {
+    let block_size = if seed.is_multiple_of(2) { 1024 } else { 4096 };
+    mkfs::Options {
+        block_size: Some(block_size),
+        blocks_per_group: Some(2048),
+        ..mkfs::Options::default()
+    }
+}
+
+/// Every third run is on a volume that runs full.
+fn image_bytes(seed: u64) -> u64 {
+    if seed.is_multiple_of(3) {
+        10 << 20
+    } else {
+        24 << 20
+    }
+}
+
+/// What a run did, for the figures and to see that it did something.
+#[derive(Debug, Default)]
+struct Done {
+    operations: u64,
+    created: u64,
+    deleted: u64,
+    compared: u64,
+    reopened: u64,
+    judged: u64,
+    full: u64,
+}
+
+/// A volume, and what its snapshots must show.
+struct Model {
+    device: Arc<MemoryDevice>,
+    fs: Option<Arc<Filesystem>>,
+    workload: Option<Workload>,
+    snapshots: Vec<(String, Picture)>,
+    random: SplitMix64,
+    seed: u64,
+    done: Done,
+}
+
+impl Model {
+    fn new(seed: u64) -> Self {
+        let device = Arc::new(formatted(image_bytes(seed), &options(seed)));
+        let fs = open(Arc::clone(&device) as Arc<dyn BlockDevice>).expect("opens");
+        Self {
+            device,
+            workload: Some(Workload::new(Arc::clone(&fs), seed)),
+            fs: Some(fs),
+            snapshots: Vec::new(),
+            random: SplitMix64::new(seed),
+            seed,
+            done: Done::default(),
+        }
+    }
+
+    fn fs(&self) -> &Arc<Filesystem> {
+        self.fs.as_ref().expect("open between steps")
+    }
+
+    fn step(&mut self) {
+        match self.random.below(40) {
+            0 => self.create(),
+            1 => self.delete(),
+            2 => self.compare_one(),
+            3 if self.random.below(4) == 0 => self.reopen(),
+            4 if self.random.below(8) == 0 => self.judge(),
+            _ => self.operate(),
+        }
+    }
+
+    fn operate(&mut self) {
+        let overwrites = self.random.below(3) == 0;
+        let workload = self.workload.as_mut().expect("there between steps");
+        let done = if overwrites {
+            workload.overwrite()
+        } else {
+            workload.operate().map(|(what, _)| what)
+        };
+        match done {
+            Ok(_) => self.done.operations += 1,
+            Err(Error::NoSpace | Error::SnapshotStoreFull) => {
+                self.done.full += 1;
+                self.delete();
+            }
+            Err(error) => panic!("seed {}: {error}", self.seed),
+        }
+    }
+
+    fn create(&mut self) {
+        if self.snapshots.len() == SNAPSHOTS_MAX {
+            return self.delete();
+        }
+        let name = format!("s{}", self.done.created);
+        match self.fs().create_snapshot(&name, "a comment") {
+            Ok(_) => {
+                let shown = picture(self.fs()).expect("walks");
+                self.snapshots.push((name, shown));
+                self.done.created += 1;
+            }
+            Err(Error::NoSpace | Error::SnapshotStoreFull) => self.done.full += 1,
+            Err(error) => panic!("seed {}: {error}", self.seed),
+        }
+    }
+
+    fn delete(&mut self) {
+        if self.snapshots.is_empty() {
+            return;
+        }
+        let at = self.random.below(self.snapshots.len() as u64) as usize;
+        let (name, _) = self.snapshots.remove(at);
+        let deleted = self.fs().delete_snapshot(&name);
+        deleted.unwrap_or_else(|error| panic!("seed {}: {name}: {error}", self.seed));
+        self.done.deleted += 1;
+    }
+
+    fn compare_one(&mut self) {
+        if !self.snapshots.is_empty() {
+            let at = self.random.below(self.snapshots.len() as u64) as usize;
+            self.compare(at);
+        }
+    }
+
+    fn compare(&mut self, at: usize) {
+        let (name, expected) = &self.snapshots[at];
+        let view = self.fs().open_snapshot(name).expect("opens");
+        let shown =
+            picture(&view).unwrap_or_else(|error| panic!("seed {}: {name}: {error}", self.seed));
+        assert!(
+            shown == *expected,
+            "seed {}, {name}: {}",
+            self.seed,
+            difference(expected, &shown)
+        );
+        self.done.compared += 1;
+    }
+
+    fn compare_all(&mut self) {
+        for at in 0..self.snapshots.len() {
+            self.compare(at);
+        }
+        let listed: Vec<String> = self.fs().snapshots().into_iter().map(|s| s.name).collect();
+        let expected: Vec<&String> = self.snapshots.iter().map(|(name, _)| name).collect();
+        assert_eq!(
+            listed.iter().collect::<Vec<_>>(),
+            expected,
+            "seed {}",
+            self.seed
+        );
+    }
+
+    fn reopen(&mut self) {
+        let workload = self.workload.take().expect("there between steps");
+        let before = picture(self.fs()).expect("walks");
+        let fs = self.fs.take().expect("open");
+        fs.close().expect("closes");
+        let counts = |fs: &Filesystem| {
+            (
+                fs.space().blocks_free,
+                fs.volume().allocator.pinned_blocks(),
+            )
+        };
+        let at_close = counts(&fs);
+        drop(fs);
+        let fs = open(Arc::clone(&self.device) as Arc<dyn BlockDevice>).expect("opens again");
+        assert_eq!(picture(&fs).expect("walks"), before, "seed {}", self.seed);
+        assert_eq!(counts(&fs), at_close, "seed {}: free and pinned", self.seed);
+        self.workload = Some(workload.reopened(Arc::clone(&fs)));
+        self.fs = Some(fs);
+        self.done.reopened += 1;
+        self.compare_all();
+    }
+
+    /// e2fsck on a copy of what is on the device after a close, without the feature.
+    fn judge(&mut self) {
+        self.reopen();
+        self.fs().sync().expect("syncs");
+        let image = tempfile::NamedTempFile::new().expect("makes a file");
+        let copy = Arc::new(self.device.snapshot());
+        // The copy's journal is replayed first, by kfs.
+        let fs = open(Arc::clone(&copy) as Arc<dyn BlockDevice>).expect("opens the copy");
+        fs.close().expect("closes");
+        clear_feature(&copy);
+        std::fs::write(image.path(), copy.to_vec()).expect("writes");
+        e2fsprogs::check(image.path()).unwrap_or_else(|said| panic!("seed {}: {said}", self.seed));
+        self.done.judged += 1;
+    }
+}
+
+fn clear_feature(device: &MemoryDevice) {
+    let mut bytes = [0; 1024];
+    device.read_at(1024, &mut bytes).expect("reads");
+    let raw = kfs::layout::RawSuperblock::mut_from_bytes(&mut bytes).expect("a superblock");
+    let features = raw.ro_compat() - RoCompat::HAS_SNAPSHOT;
+    raw.s_feature_ro_compat.set(features.bits());
+    raw.seal();
+    device.write_at(1024, raw.as_bytes()).expect("writes");
+}
+
+fn difference(expected: &Picture, shown: &Picture) -> String {
+    let differs = |path: &&String| expected.get(*path) != shown.get(*path);
+    let mut paths: Vec<&String> = expected
+        .keys()
+        .chain(shown.keys())
+        .filter(differs)
+        .collect();
+    paths.dedup();
+    paths
+        .iter()
+        .take(3)
+        .map(|path| {
+            format!(
+                "{path}: {:?} became {:?}\n",
+                expected.get(*path),
+                shown.get(*path)
+            )
+        })
+        .collect()
+}
+
+fn run(seed: u64, steps: u64) -> Done {
+    let mut model = Model::new(seed);
+    for _ in 0..steps {
+        model.step();
+    }
+    model.compare_all();
+    model.judge();
+    while !model.snapshots.is_empty() {
+        model.delete();
+    }
+    let features = model.fs().volume().superblock().ro_compat();
+    assert!(!features.contains(RoCompat::HAS_SNAPSHOT), "seed {seed}");
+    assert_eq!(
+        model.fs().volume().allocator.pinned_blocks(),
+        0,
+        "seed {seed}"
+    );
+    model.judge();
+    model.done
+}
+
+/// A snapshot, and at which positions of the device's log it came and went.
+struct Life {
+    name: String,
+    shown: Picture,
+    create: (usize, usize),
+    delete: Option<(usize, usize)>,
+}
+
+impl Life {
+    /// Whether it is there after a power cut at `position`: `None` where both may be.
+    fn is_there(&self, position: usize) -> Option<bool> {
+        if position < self.create.0 {
+            return Some(false);
+        }
+        match self.delete {
+            Some((_, end)) if end <= position => Some(false),
+            Some((begin, _)) if begin < position => None,
+            _ => (self.create.1 <= position).then_some(true),
+        }
+    }
+}
+
+/// Random operations with snapshots on a device that logs its writes; then the power is cut everywhere.
+fn crash_run(seed: u64) -> Reached {
+    let base = formatted(16 << 20, &options(seed));
+    let device = Arc::new(CrashDevice::new(base));
+    let fs = open(Arc::clone(&device) as Arc<dyn BlockDevice>).expect("opens");
+    let mut workload = Workload::new(Arc::clone(&fs), seed);
+    let mut random = SplitMix64::new(seed);
+    let mut lives: Vec<Life> = Vec::new();
+    for step in 0..60 {
+        let begin = device.position();
+        match random.below(10) {
+            0 => {
+                let name = format!("s{step}");
+                fs.create_snapshot(&name, "").expect("there is room");
+                lives.push(Life {
+                    name,
+                    shown: picture(&fs).expect("walks"),
+                    create: (begin, device.position()),
+                    delete: None,
+                });
+            }
+            1 => {
+                let living = lives.iter_mut().filter(|life| life.delete.is_none());
+                let mut living: Vec<&mut Life> = living.collect();
+                if !living.is_empty() {
+                    let at = random.below(living.len() as u64) as usize;
+                    fs.delete_snapshot(&living[at].name).expect("deletes");
+                    living[at].delete = Some((begin, device.position()));
+                }
+            }
+            2..=4 => drop(workload.overwrite().expect("there is room")),
+            _ => drop(workload.operate().expect("there is room")),
+        }
+    }
+    drop(workload);
+    fs.close().expect("closes");
+    let name = format!("snapshots, seed {seed}");
+    cut_everywhere(&device, &name, EFFORT, |fs, position, context| {
+        assert_lives(fs, &lives, position, context);
+    })
+}
+
+fn assert_lives(fs: &Arc<Filesystem>, lives: &[Life], position: usize, context: &str) {
+    let there: Vec<String> = fs.snapshots().into_iter().map(|s| s.name).collect();
+    for life in lives {
+        let is_there = there.contains(&life.name);
+        if let Some(expected) = life.is_there(position) {
+            assert_eq!(is_there, expected, "{context}: {}", life.name);
+        }
+        if is_there {
+            let view = fs.open_snapshot(&life.name).expect("opens");
+            let shown =
+                picture(&view).unwrap_or_else(|error| panic!("{context}: {}: {error}", life.name));
+            let difference = || difference(&life.shown, &shown);
+            assert!(
+                shown == life.shown,
+                "{context}: {}: {}",
+                life.name,
+                difference()
+            );
+        }
+    }
+    if position.is_multiple_of(3) {
+        for name in &there {
+            fs.delete_snapshot(name).expect("deletes");
+        }
+        assert_eq!(fs.volume().allocator.pinned_blocks(), 0, "{context}");
+    }
+}
+
+#[test]
+fn the_power_goes() {
+    let seeds: Vec<u64> = match (number("KFS_SEED"), number("KFS_CRASH_SEEDS")) {
+        (Some(seed), _) => vec![seed],
+        (None, count) => (1..=count.unwrap_or(2)).collect(),
+    };
+    let mut reached = Reached::default();
+    for seed in &seeds {
+        reached += crash_run(*seed);
+    }
+    println!("{} workloads with snapshots: {reached:?}", seeds.len());
+    assert!(
+        reached.images > seeds.len() * 300 && reached.transactions > 0,
+        "{reached:?}"
+    );
+}
+
+#[test]
+fn snapshots_show_what_was() {
+    let steps = number("KFS_SNAPSHOT_STEPS").unwrap_or(1500);
+    let seeds: Vec<u64> = match (number("KFS_SEED"), number("KFS_SNAPSHOT_SEEDS")) {
+        (Some(seed), _) => vec![seed],
+        (None, count) => (1..=count.unwrap_or(4)).collect(),
+    };
+    for seed in seeds {
+        let done = run(seed, steps);
+        println!("seed {seed}: {done:?}");
+        assert!(
+            done.created > 3 && done.deleted > 3 && done.compared > 10,
+            "{done:?}"
+        );
+    }
+}
+
+/// Threads that write all the time, while snapshots come and go: what one shows first it shows to the
+/// end.
+#[test]
+fn others_go_on_writing() {
+    const THREADS: u64 = 3;
+    let device = Arc::new(formatted(96 << 20, &options(2)));
+    let fs = open(Arc::clone(&device) as Arc<dyn BlockDevice>).expect("opens");
+    let root = fs.root().expect("root");
+    for thread in 0..THREADS {
+        let node = kfs::NewNode {
+            mode: 0o040_755,
+            ..kfs::NewNode::default()
+        };
+        let name = format!("t{thread}");
+        fs.create(&root, name.as_bytes(), &node).expect("creates");
+    }
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let mut kept: Vec<(String, Picture)> = Vec::new();
+    let mut compared = 0;
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (fs, stop) = (&fs, &stop);
+            scope.spawn(move || {
+                let home = format!("t{thread}/");
+                let mut workload = Workload::within(Arc::clone(fs), &home, thread);
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let done = workload.operate().map(|_| ());
+                    let done = done.and_then(|()| workload.overwrite().map(|_| ()));
+                    match done {
+                        Ok(()) | Err(Error::NoSpace | Error::SnapshotStoreFull) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            });
+        }
+        // The threads end whatever happens here.
+        let _stop = StopAtEnd(&stop);
+        let rounds = number("KFS_SNAPSHOT_ROUNDS").unwrap_or(30);
+        for round in 0..rounds {
+            let name = format!("s{round}");
+            match fs.create_snapshot(&name, "") {
+                Ok(_) => {
+                    let view = fs.open_snapshot(&name).expect("opens");
+                    kept.push((name, picture(&view).expect("walks")));
+                }
+                Err(Error::NoSpace | Error::SnapshotStoreFull) => {}
+                Err(error) => panic!("{error}"),
+            }
+            if kept.len() > 4 {
+                let (name, shown) = kept.remove((round % 5) as usize);
+                let view = fs.open_snapshot(&name).expect("opens");
+                let now = picture(&view).expect("walks");
+                assert!(now == shown, "{name}: {}", difference(&shown, &now));
+                assert!(matches!(fs.delete_snapshot(&name), Err(Error::Busy)));
+                drop(view);
+                fs.delete_snapshot(&name).expect("deletes");
+                compared += 1;
+            }
+        }
+    });
+    assert!(compared > 10, "{compared} compared");
+    fs.close().expect("closes");
+    drop(fs);
+    let fs = open(Arc::clone(&device) as Arc<dyn BlockDevice>).expect("opens again");
+    for (name, shown) in kept {
+        let view = fs.open_snapshot(&name).expect("opens");
+        let now = picture(&view).expect("walks");
+        assert!(now == shown, "{name}: {}", difference(&shown, &now));
+        drop(view);
+        fs.delete_snapshot(&name).expect("deletes");
+    }
+    fs.close().expect("closes");
+    kfs_tests::check::assert_clean(device, "after all");
+}
+
+struct StopAtEnd<'a>(&'a std::sync::atomic::AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+}
