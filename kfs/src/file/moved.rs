@@ -49,7 +49,6 @@ impl File<'_> {
 
     /// Writes to new blocks what belongs over `len` kept ones from `physical` on, and returns the
     /// number of bytes. The file then ends at the end of the write at least, if it `grows`.
-    #[expect(clippy::too_many_arguments, reason = "a mapping, a range and a source")]
     pub(super) fn write_moved(
         self,
         logical: LogicalBlock,

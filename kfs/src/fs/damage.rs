@@ -47,6 +47,9 @@ impl Filesystem {
     /// To be told of every error that a client is answered with: damage among them is logged and
     /// noted in the superblock, and the volume goes on or becomes read-only.
     pub fn note(&self, error: &Error) {
+        if matches!(error, Error::NoSpace | Error::SnapshotStoreFull) {
+            return self.note_full();
+        }
         let Error::Corrupt(corrupt) = error else {
             return;
         };

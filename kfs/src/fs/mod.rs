@@ -30,7 +30,7 @@ use committer::Committer;
 use damage::Damage;
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicI64};
 
 /// A mounted volume. Shared by all its clients.
 pub struct Filesystem {
@@ -50,6 +50,8 @@ pub struct Filesystem {
     overhead_blocks: u64,
     /// Whether the root directory has the snapshot store, which nobody is to see.
     hides_store: AtomicBool,
+    /// When the log was last told that the volume is full, in seconds since 1970.
+    full_noted: AtomicI64,
     /// One snapshot is taken or deleted at a time.
     snapshot_operation: crate::sync::Mutex<()>,
 }
@@ -123,7 +125,7 @@ impl Filesystem {
     /// commits so that what was freed can be used again, and tries once more.
     pub(crate) fn with_space<R>(&self, mut operation: impl FnMut() -> Result<R>) -> Result<R> {
         match operation() {
-            Err(Error::NoSpace) => {
+            Err(Error::NoSpace | Error::SnapshotStoreFull) => {
                 self.inodes.drop_preallocations();
                 self.volume.journal.commit_all()?;
                 operation()

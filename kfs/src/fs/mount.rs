@@ -20,7 +20,7 @@ use kfs_disk::BlockDevice;
 use parking_lot::Mutex;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicI64};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Smallest journal that mke2fs makes and Linux takes, in blocks: one operation has to fit into a
@@ -73,6 +73,7 @@ impl Filesystem {
             errors_policy: options.errors.settle(superblock.s_errors.get()),
             overhead_blocks: overhead_blocks(&geometry),
             hides_store: AtomicBool::new(false),
+            full_noted: AtomicI64::new(0),
             snapshot_operation: crate::sync::Mutex::new(Rank::Snapshot, ()),
         };
         fs.root()?;

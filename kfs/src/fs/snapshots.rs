@@ -29,6 +29,9 @@ const STORE: &[u8] = b"snapshots";
 /// Metadata blocks to keep in memory for one who looks into a snapshot, in bytes.
 const VIEW_CACHE_BYTES: u64 = 32 << 20;
 
+/// The hidden directory, and the store in it unless it is still to be made or gone already.
+type StoreInodes = (Arc<Inode>, Option<Arc<Inode>>);
+
 impl Filesystem {
     /// Takes a snapshot: instantly, whatever the size of the volume. What has not been written to the
     /// volume (the page cache of a guest) is not in it.
@@ -121,6 +124,34 @@ impl Filesystem {
         Self::open(Arc::new(device), options)
     }
 
+    /// The volume is full: if snapshots have a part in that, says which, once in a while.
+    pub(super) fn note_full(&self) {
+        const INTERVAL_SECONDS: i64 = 60;
+        if self.volume.allocator.pinned_blocks() == 0 {
+            return;
+        }
+        let now = self.volume.now().seconds;
+        let last = self.full_noted.swap(now, Ordering::AcqRel);
+        if now - last < INTERVAL_SECONDS && last != 0 {
+            self.full_noted.store(last, Ordering::Release);
+            return;
+        }
+        let Ok(usage) = self.snapshot_usage() else {
+            return;
+        };
+        let snapshots = self.snapshots();
+        let most = snapshots.iter().zip(&usage);
+        let most = most.max_by_key(|(_, usage)| usage.unique_bytes);
+        if let Some((snapshot, usage)) = most {
+            log::warn!(
+                "the volume is full, and its snapshots keep {} MiB: deleting '{}' frees the most, {} MiB",
+                (self.volume.allocator.pinned_blocks() * self.volume.block_size()) >> 20,
+                snapshot.name,
+                usage.unique_bytes >> 20
+            );
+        }
+    }
+
     /// The block of the superblock, as a snapshot is to see it: of a volume that was closed.
     fn superblock_for_snapshot(&self) -> Result<(crate::ids::BlockNr, Vec<u8>)> {
         let geometry = &self.volume.geometry;
@@ -186,8 +217,7 @@ impl Filesystem {
         Ok(true)
     }
 
-    /// The hidden directory and the store in it.
-    fn find_store(&self) -> Result<Option<(Arc<Inode>, Option<Arc<Inode>>)>> {
+    fn find_store(&self) -> Result<Option<StoreInodes>> {
         let root = self.root()?;
         let find = |directory: &Inode, name: &[u8]| -> Result<Option<Arc<Inode>>> {
             let _io = directory.io.read();

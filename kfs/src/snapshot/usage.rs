@@ -1,6 +1,6 @@
 //! Who holds how much space.
 
-use super::{OldContent, Snapshots};
+use super::Snapshots;
 use crate::allocator::Allocator;
 use crate::error::Result;
 
@@ -70,24 +70,5 @@ impl Snapshots {
         self.store().map_or((0, 0), |store| {
             (store.blocks_count() * size, store.blocks_needed() * size)
         })
-    }
-
-    /// Blocks that a snapshot sees otherwise than in place: metadata that has changed since.
-    pub(crate) fn changed_blocks(&self, snapshot: u32) -> Vec<u64> {
-        let state = self.state.read();
-        let mut blocks = state.index.blocks_seen_by(snapshot);
-        blocks.extend(state.pending.keys());
-        blocks.sort_unstable();
-        blocks.dedup();
-        blocks
-    }
-
-    /// A changed block as a snapshot sees it.
-    pub(crate) fn changed_block(&self, snapshot: u32, block: u64) -> Result<Option<Vec<u8>>> {
-        let old: Option<OldContent> = self.state.read().find(snapshot, block);
-        let Some(old) = old else { return Ok(None) };
-        let mut content = vec![0; self.geometry.block_size as usize];
-        self.read_old(&old, &mut content)?;
-        Ok(Some(content))
     }
 }

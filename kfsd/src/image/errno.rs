@@ -24,7 +24,7 @@ fn translate(error: &Error) -> Errno {
         Error::AccessDenied => Errno::ACCESS,
         Error::TooManyLinks => Errno::MLINK,
         Error::FileTooLarge => Errno::FBIG,
-        Error::NoSpace => Errno::NOSPC,
+        Error::NoSpace | Error::SnapshotStoreFull => Errno::NOSPC,
         Error::NoAttribute => Errno::NODATA,
         Error::OutOfRange => Errno::RANGE,
         Error::NotSupported | Error::Unsupported { .. } => Errno::OPNOTSUPP,

@@ -135,6 +135,7 @@ pub fn options() -> MountOptions {
         commit_interval: None,
         errors: ErrorsPolicy::Continue,
         cache_bytes: 1 << 20,
+        is_snapshot: false,
     }
 }
 
