@@ -306,7 +306,12 @@ fn journal_area(
         crate::layout::RawGroupDesc::from_slice(&block.read()[desc_offset..end])
     };
     let (block, offset) = geometry.inode_table_offset(index);
-    let table = cache.get(desc.inode_table().plus(u64::from(block)))?;
+    let first = desc.inode_table();
+    // Nothing has looked at the descriptor yet: it may name any block.
+    if !geometry.contains_run(first, geometry.inode_table_blocks.into()) {
+        return Err(Corrupt::BlockOutside { block: first }.into());
+    }
+    let table = cache.get(first.plus(u64::from(block)))?;
     let bytes: Vec<u8> = table.read()[offset..offset + geometry.inode_size as usize].to_vec();
     let inode = InodeBytes::new(bytes);
     if !inode.verify_checksum(geometry, nr) {
