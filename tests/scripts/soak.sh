@@ -24,6 +24,8 @@ part fsx 50 "200000 operations" tests/scripts/fsx.sh 200000 {}
 part pjdfstest 50 "397 tests" tests/scripts/pjdfstest.sh
 part threads 50 "2000 concurrent histories of each of 4 kinds" env KFS_CONCURRENT_SEEDS=2000 KFS_CONCURRENT_FIRST={}000000 cargo test -q -p kfs-tests --test concurrent
 part fuzz 20 "500000 executions" tests/scripts/fuzz.sh round {}
+part journal 50 "2000 interleavings of the journal" env KFS_SCHEDULES=2000 KFS_SCHEDULES_FIRST={}000000 cargo test -q -p kfs --lib interleavings
+part check 20 "1000 damaged images" env KFS_CHECK_SEEDS=1000 KFS_CHECK_FIRST={}000000 cargo test -q -p kfs-tests --test check what
 part guests 20 "all guest tests" cargo test -q -p kfs-tests --test guest -- --ignored --test-threads=1
 
 done_of() { cat "$state/$1" 2>/dev/null || echo 0; }

@@ -20,6 +20,8 @@ mod log;
 mod recovery;
 mod transaction;
 
+#[cfg(all(test, debug_assertions))]
+mod schedules;
 #[cfg(test)]
 mod tests;
 

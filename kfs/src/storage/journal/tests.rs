@@ -12,12 +12,12 @@ use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use zerocopy::IntoBytes;
 
-const BLOCK_SIZE: u32 = 1024;
-const BLOCKS: u64 = 512;
+pub(super) const BLOCK_SIZE: u32 = 1024;
+pub(super) const BLOCKS: u64 = 512;
 const LOG_START: u64 = 256;
-const LOG_BLOCKS: u32 = 64;
+pub(super) const LOG_BLOCKS: u32 = 64;
 
-fn area() -> LogArea {
+pub(super) fn area() -> LogArea {
     // Two pieces, so that a transaction crosses the seam.
     LogArea::new([
         Run {
@@ -31,7 +31,7 @@ fn area() -> LogArea {
     ])
 }
 
-fn formatted() -> Arc<MemoryDevice> {
+pub(super) fn formatted() -> Arc<MemoryDevice> {
     let device = MemoryDevice::new(BLOCKS * u64::from(BLOCK_SIZE));
     let mut superblock = RawJournalSuperblock::new(BLOCK_SIZE, LOG_BLOCKS, [7; 16]);
     superblock.s_sequence.set(u32::MAX - 3);
@@ -56,7 +56,7 @@ fn open(device: &Arc<MemoryDevice>) -> (Journal, Arc<BufferCache>) {
     (journal, cache)
 }
 
-fn block_on(device: &MemoryDevice, nr: u64) -> Vec<u8> {
+pub(super) fn block_on(device: &MemoryDevice, nr: u64) -> Vec<u8> {
     let mut block = vec![0; BLOCK_SIZE as usize];
     device
         .read_at(nr * u64::from(BLOCK_SIZE), &mut block)
