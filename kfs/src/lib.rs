@@ -20,6 +20,7 @@ pub mod snapshot;
 pub mod storage;
 pub mod sync;
 mod time;
+mod tools;
 pub mod volume;
 pub mod xattr;
 
@@ -38,4 +39,5 @@ pub use layout::{Access, FileType, Geometry, InodeFlags};
 pub use ops::{NewNode, RenameMode};
 pub use snapshot::{SnapshotRecord, SnapshotUsage};
 pub use time::{Clock, FixedClock, SystemClock, Timestamp};
+pub use tools::{Change, ChangeKind, ExportError, Restored, resolve};
 pub use xattr::{SetMode, XattrName};

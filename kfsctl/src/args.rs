@@ -1,6 +1,7 @@
 //! The command line.
 
 use clap::{Args, Parser, Subcommand};
+use kfsctl::keep::Keep;
 use std::path::PathBuf;
 
 /// Looks at and steers a running kfsd, or looks at an image that nobody serves.
@@ -40,6 +41,102 @@ pub(crate) enum Command {
     /// image whose journal must be replayed is checked as it will be after that.
     Check {
         /// Print the report as one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take, list, compare and delete snapshots
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// Bring a file or directory of a snapshot back
+    ///
+    /// Only what differs is copied. Files in a directory that the snapshot does not have stay.
+    Restore {
+        /// Name of the snapshot
+        snapshot: String,
+        /// Path in the volume, from its root
+        #[arg(long)]
+        path: String,
+        /// Path in the volume to restore it to, in place of the same
+        #[arg(long)]
+        to: Option<String>,
+        /// Print the result as one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give free blocks of an image back to the host
+    Trim {
+        /// Print the result as one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make everything that a kfsd was given durable
+    Sync,
+    /// Let a kfsd forget metadata that it can read again
+    DropCaches,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SnapshotCommand {
+    /// Take a snapshot of a volume, which goes on being used
+    Create {
+        /// Its name; the time (UTC) where none is given
+        name: Option<String>,
+        /// What to remember of it
+        #[arg(
+            short = 'm',
+            long = "message",
+            value_name = "COMMENT",
+            default_value = ""
+        )]
+        comment: String,
+        /// Print the snapshot as one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// List all snapshots, oldest first, and what each holds
+    List {
+        /// Print a JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one snapshot
+    Show {
+        /// Its name
+        name: String,
+        /// Print it as one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Delete snapshots, and free what only they hold
+    Delete {
+        /// Their names
+        #[arg(required_unless_present = "keep", conflicts_with = "keep")]
+        names: Vec<String>,
+        /// Delete all but the newest of each period: PERIOD=COUNT,... of last, minutely, hourly,
+        /// daily, weekly, monthly
+        #[arg(long, value_name = "RULES")]
+        keep: Option<Keep>,
+        /// Print the result as one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Tell which paths differ between a snapshot and a later one, or the volume as it is
+    Diff {
+        /// The earlier snapshot
+        from: String,
+        /// The later snapshot
+        to: Option<String>,
+        /// Print the result as one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write a snapshot to a new image: an ordinary ext4 volume, sparse
+    Export {
+        /// Name of the snapshot
+        name: String,
+        /// The new file
+        image: PathBuf,
+        /// Print the result as one JSON object
         #[arg(long)]
         json: bool,
     },

@@ -272,6 +272,11 @@ impl Client {
         }
     }
 
+    /// Waits as long as it takes for answers from now on: for requests that read all of a volume.
+    pub fn be_patient(&mut self) {
+        self.patience.first_byte = Duration::from_secs(86_400);
+    }
+
     /// Asks for the status.
     pub fn status(&mut self) -> Result<Status, ClientError> {
         let value = self.request(&Request::Status {})?;

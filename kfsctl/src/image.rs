@@ -50,7 +50,7 @@ pub(crate) fn status(path: &Path) -> anyhow::Result<ImageStatus> {
 }
 
 /// The control socket of the kfsd with this process id, if it has one in the usual place.
-fn socket_of(pid: u32) -> Option<PathBuf> {
+pub(crate) fn socket_of(pid: u32) -> Option<PathBuf> {
     let name = client::socket_name(pid);
     client::socket_dirs()
         .into_iter()

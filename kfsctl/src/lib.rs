@@ -6,8 +6,12 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
+#[cfg(feature = "volume")]
+pub mod execute;
+pub mod keep;
 pub mod line;
 pub mod protocol;
+pub mod snapshot;
 pub mod status;
 
 pub use client::{Client, ClientError};

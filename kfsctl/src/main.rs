@@ -5,11 +5,13 @@ mod args;
 mod check;
 mod image;
 mod render;
+mod target;
+mod volume;
 
 use args::{Cli, Command};
 use clap::Parser;
 use image::ImageStatus;
-use kfsctl::{Client, ClientError, Status};
+use kfsctl::{Client, ClientError, RequestError, Status};
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -17,17 +19,15 @@ fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     let cli = Cli::parse();
     let status_of_failure = match cli.command {
-        Command::Status { .. } => ExitCode::FAILURE,
         Command::Check { .. } => ExitCode::from(check::EXIT_OPERATIONAL),
+        _ => ExitCode::FAILURE,
     };
     match run(&cli) {
         Ok(status) => status,
         Err(error) => {
             eprintln!("kfsctl: {error:#}");
-            if let Some(ClientError::Refused(refused)) = error.downcast_ref()
-                && !refused.hint.is_empty()
-            {
-                eprintln!("kfsctl: {}", refused.hint);
+            if let Some(hint) = hint(&error) {
+                eprintln!("kfsctl: {hint}");
             }
             status_of_failure
         }
@@ -35,13 +35,23 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
-    match cli.command {
-        Command::Status { json } => {
-            show(&status(cli)?, json)?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Command::Check { json } => check::run(&cli.target, json),
+    match &cli.command {
+        Command::Status { json } => show(&status(cli)?, *json)?,
+        Command::Check { json } => return check::run(&cli.target, *json),
+        command => volume::run(&cli.target, command)?,
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What to do about an error, if somebody has said so.
+fn hint(error: &anyhow::Error) -> Option<&str> {
+    let refused = match error.downcast_ref() {
+        Some(ClientError::Refused(refused)) => Some(refused),
+        _ => error.downcast_ref::<RequestError>(),
+    };
+    refused
+        .map(|refused| refused.hint.as_str())
+        .filter(|hint| !hint.is_empty())
 }
 
 fn status(cli: &Cli) -> anyhow::Result<Status> {

@@ -8,6 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::path::PathBuf;
 
 /// Version that both ends must agree on.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -37,11 +38,70 @@ pub struct Hello {
 pub enum Request {
     /// What is served to whom, and how it fares; answered with [`Status`](crate::Status).
     Status {},
+    /// Takes a snapshot; answered with its [`SnapshotInfo`](crate::snapshot::SnapshotInfo).
+    SnapshotCreate {
+        /// Its name; the time of day where none is given.
+        #[serde(default)]
+        name: Option<String>,
+        /// What to remember of it.
+        #[serde(default)]
+        comment: String,
+    },
+    /// All snapshots, oldest first, as [`SnapshotInfo`](crate::snapshot::SnapshotInfo).
+    SnapshotList {},
+    /// Deletes snapshots; answered with those deleted.
+    SnapshotDelete {
+        /// Their names.
+        names: Vec<String>,
+    },
+    /// What differs between a snapshot and a later one or the volume as it is; answered with
+    /// [`DiffEntry`](crate::snapshot::DiffEntry).
+    SnapshotDiff {
+        /// The earlier one.
+        from: String,
+        /// The later one; the volume where it is missing.
+        #[serde(default)]
+        to: Option<String>,
+    },
+    /// Writes a snapshot to a new image.
+    SnapshotExport {
+        /// Its name.
+        name: String,
+        /// The new file, for the daemon's eyes: an absolute path.
+        path: PathBuf,
+    },
+    /// Brings a file or directory of a snapshot back.
+    Restore {
+        /// Name of the snapshot.
+        snapshot: String,
+        /// Path in the volume.
+        path: String,
+        /// Path in the volume to restore it to; the same where it is missing.
+        #[serde(default)]
+        to: Option<String>,
+    },
+    /// Makes everything durable.
+    Sync {},
+    /// Gives free blocks back to the host.
+    Trim {},
+    /// Forgets metadata that can be read again.
+    DropCaches {},
 }
 
 impl Request {
     /// Names of all commands, as they are written in a request.
-    pub const COMMANDS: &[&str] = &["status"];
+    pub const COMMANDS: &[&str] = &[
+        "status",
+        "snapshot-create",
+        "snapshot-list",
+        "snapshot-delete",
+        "snapshot-diff",
+        "snapshot-export",
+        "restore",
+        "sync",
+        "trim",
+        "drop-caches",
+    ];
 
     /// Reads a request line. The id comes back even with an error, wherever it could be read.
     pub fn parse(line: &str) -> (Value, Result<Self, RequestError>) {

@@ -23,6 +23,10 @@ pub struct Args {
     #[arg(long, value_name = "DIR", help_heading = "What is served")]
     pub shared_dir: Option<PathBuf>,
 
+    /// Serve this snapshot of the image, which takes no changes
+    #[arg(long, value_name = "NAME", help_heading = "What is served")]
+    pub snapshot: Option<String>,
+
     /// Refuse changes
     #[arg(long, help_heading = "What is served")]
     pub readonly: bool,
@@ -81,6 +85,16 @@ pub struct Args {
     /// What to do when the image turns out to be damaged; the default is in the image (tune2fs -e)
     #[arg(long, value_name = "MODE", help_heading = "Behaviour of --image")]
     pub errors: Option<ErrorsArg>,
+
+    /// Take a snapshot of the image this often (10min, 1h, ...)
+    #[arg(long, value_name = "TIME", help_heading = "Behaviour of --image",
+          value_parser = crate::schedule::parse_interval)]
+    pub snapshot_every: Option<std::time::Duration>,
+
+    /// Of the snapshots so taken, keep the newest of each period: PERIOD=COUNT,... of last,
+    /// minutely, hourly, daily, weekly, monthly
+    #[arg(long, value_name = "RULES", help_heading = "Behaviour of --image")]
+    pub snapshot_keep: Option<kfsctl::keep::Keep>,
 
     /// Serve extended attributes of the directory
     #[arg(long, help_heading = "Behaviour of --shared-dir")]

@@ -3,6 +3,7 @@
 
 use crate::args::{Args, CacheArg, ErrorsArg, FileHandlesArg, LevelArg, SandboxArg, SeccompArg};
 use crate::legacy_options::{self, LegacyOptions};
+use crate::schedule::Schedule;
 use crate::transport::{MountOptions, OptionError};
 use kfs::ErrorsPolicy;
 use rustix::thread::CapabilitySet;
@@ -266,6 +267,10 @@ pub struct Config {
     pub timeout: Option<std::time::Duration>,
     /// What to do about a damaged image.
     pub errors: ErrorsPolicy,
+    /// The snapshot of the image to serve.
+    pub snapshot: Option<String>,
+    /// Snapshots to be taken by the clock.
+    pub schedule: Option<Schedule>,
     /// For a host directory.
     pub shared_dir: SharedDirOptions,
     /// Open files; `None`: as many as the system allows.
@@ -313,6 +318,16 @@ impl TryFrom<Args> for Config {
         for option in &legacy.mount_options {
             mount_options.parse(option)?;
         }
+        if args.snapshot.is_some() {
+            if args.image.is_none() {
+                return Err(ConfigError::Needs {
+                    option: "--snapshot".into(),
+                    needs: "--image",
+                });
+            }
+            args.readonly = true;
+        }
+        let schedule = Schedule::from_args(&args)?;
         let read_only = args.readonly || mount_options.is_read_only();
         if read_only {
             mount_options.set_read_only();
@@ -331,6 +346,8 @@ impl TryFrom<Args> for Config {
             readdirplus: !args.no_readdirplus,
             timeout: legacy.timeout,
             errors: errors_policy(args.errors, args.image.as_ref())?,
+            snapshot: args.snapshot,
+            schedule,
             shared_dir,
             open_files: args.rlimit_nofile,
             control: control_socket(args.control_socket)?,

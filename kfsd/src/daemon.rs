@@ -9,6 +9,7 @@ use crate::endpoint::{Opened, Reserved, Running};
 use crate::image::{Image, ImageConfig};
 use crate::metrics::Metrics;
 use crate::sandbox;
+use crate::schedule::Scheduler;
 use crate::shared_dir::{SharedDir, SharedDirConfig};
 use crate::shutdown::Events;
 use crate::volume::{Volume, VolumeError};
@@ -70,6 +71,11 @@ fn serve(
     let _server = control.and_then(|listener| answer(listener, status));
     let mut running: Vec<Running> = Vec::new();
     let mut is_well = true;
+    let scheduler = config
+        .schedule
+        .clone()
+        .map(|schedule| Scheduler::start(schedule, Arc::clone(volume)))
+        .transpose()?;
     for (index, user) in users.into_iter().enumerate() {
         match user.start(index, events.sender()) {
             Ok(user) => running.push(user),
@@ -80,6 +86,7 @@ fn serve(
         }
     }
     is_well &= events.wait(running.len());
+    drop(scheduler);
     for user in running {
         user.stop();
     }
@@ -139,6 +146,7 @@ fn open_volume(config: &Config) -> Result<Arc<dyn Volume>, VolumeError> {
             readdirplus: config.readdirplus,
             timeout: config.timeout,
             errors: config.errors,
+            snapshot: config.snapshot.clone(),
             // The owners of files are in the image, so serving it takes no privileges; mounting
             // and unmounting does.
             drop_capabilities: !config
@@ -198,11 +206,7 @@ impl Handler for StatusHandler {
                 serde_json::to_value(status)
                     .map_err(|error| RequestError::new(ErrorCode::Failed, error.to_string(), ""))
             }
-            _ => Err(RequestError::new(
-                ErrorCode::NotSupported,
-                "this kfsd cannot do that",
-                "",
-            )),
+            request => self.volume.control(&request),
         }
     }
 

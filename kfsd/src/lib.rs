@@ -16,6 +16,7 @@ mod legacy_options;
 pub mod logging;
 pub mod metrics;
 pub mod sandbox;
+pub mod schedule;
 pub mod shared_dir;
 pub mod shutdown;
 mod socket_file;

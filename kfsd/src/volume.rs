@@ -4,7 +4,9 @@
 //! for each session, and shuts it down when the last session is gone.
 
 use crate::fuse::FileSystem;
+use kfsctl::protocol::{ErrorCode, Request, RequestError};
 use kfsctl::status::VolumeStatus;
+use serde_json::Value;
 use std::sync::Arc;
 
 /// Why a volume could not be opened, made durable or closed. The chain of sources says it all.
@@ -17,6 +19,16 @@ pub trait Volume: Send + Sync {
 
     /// What `kfsctl status` shows of it. Must not wait for requests in progress.
     fn status(&self) -> VolumeStatus;
+
+    /// Carries out a request that is about the volume alone.
+    fn control(&self, request: &Request) -> Result<Value, RequestError> {
+        let _ = request;
+        Err(RequestError::new(
+            ErrorCode::NotSupported,
+            "a directory of the host is served, not an image",
+            "the host's own file system may have what you look for",
+        ))
+    }
 
     /// Makes everything durable.
     fn sync(&self) -> Result<(), VolumeError>;

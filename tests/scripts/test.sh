@@ -40,6 +40,7 @@ step programs cargo build --workspace --bins
 step cargo cargo test --workspace --no-fail-fast
 step block-devices cargo test -p kfs-disk --test block_device -- --ignored
 step linux-images env KFS_BIN_DIR=target/debug tests/scripts/linux-images.sh
+step snapshots env KFS_BIN_DIR=target/debug tests/scripts/snapshots.sh
 step pjdfstest env KFS_BIN_DIR=target/debug tests/scripts/pjdfstest.sh
 step fsx env KFS_BIN_DIR=target/debug tests/scripts/fsx.sh 200000 1
 step fuzz tests/scripts/fuzz.sh quick 56

@@ -293,6 +293,35 @@ impl GroupTable {
             .store(group.run_max.load(Relaxed).min(left), Relaxed);
     }
 
+    /// Promises all runs of a group that are long enough.
+    pub(super) fn reserve_free_runs(
+        self: &Arc<Self>,
+        nr: GroupNr,
+        least: u32,
+    ) -> Result<Vec<Reservation>> {
+        let mut state = self.lock(nr);
+        self.load_blocks(nr, &mut state)?;
+        let map = state.blocks.as_ref().expect("just loaded");
+        let end = self.geometry.blocks_in_group(nr);
+        let runs: Vec<ClearRun> = bitmap::clear_runs(&map.busy, 0..end)
+            .filter(|run| run.len >= least)
+            .collect();
+        let mut reserved = Vec::with_capacity(runs.len());
+        for run in runs {
+            self.take(nr, &mut state, run);
+            self.totals
+                .available_blocks
+                .fetch_sub(run.len.into(), Relaxed);
+            reserved.push(Reservation {
+                table: Arc::clone(self),
+                group: nr,
+                start: run.start,
+                len: run.len,
+            });
+        }
+        Ok(reserved)
+    }
+
     /// Ends a promise.
     pub(super) fn give_back(&self, nr: GroupNr, range: Range<u32>) {
         let mut state = self.lock(nr);

@@ -185,6 +185,14 @@ impl Allocator {
         self.table.reserve(request)
     }
 
+    /// Promises all runs of free blocks of a group that are at least `least` blocks long.
+    ///
+    /// # Errors
+    /// `Corrupt` for a damaged group, `Io`.
+    pub fn reserve_free_runs(&self, group: GroupNr, least: u32) -> Result<Vec<Reservation>> {
+        self.table.reserve_free_runs(group, least)
+    }
+
     /// Puts the first `len` blocks of a reservation in use. Needs [`ALLOCATE_CREDITS`].
     ///
     /// # Panics

@@ -98,6 +98,11 @@ impl Filesystem {
         mark_error(&**self.volume.device()).and(noted)
     }
 
+    /// Forgets metadata that can be read again.
+    pub fn drop_caches(&self) {
+        self.volume.cache.drop_clean();
+    }
+
     /// Drops references of clients; an inode without names goes with the last one.
     ///
     /// # Errors

@@ -300,9 +300,12 @@ impl Filesystem {
 
     /// Whether a name is one that nobody is to see.
     pub(crate) fn is_hidden(&self, directory: &Inode, name: &[u8]) -> bool {
-        name == DIRECTORY
-            && directory.nr() == InodeNr::ROOT
-            && self.hides_store.load(Ordering::Acquire)
+        name == DIRECTORY && directory.nr() == InodeNr::ROOT && self.hides_store()
+    }
+
+    /// Whether the root directory has the store.
+    pub(crate) fn hides_store(&self) -> bool {
+        self.hides_store.load(Ordering::Acquire)
     }
 
     /// A name to be found.

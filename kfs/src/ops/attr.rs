@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::file::WriteOptions;
 use crate::fs::Filesystem;
+use crate::ids::InodeNr;
 use crate::inode::{Attr, CREDITS_INODE, Inode, InodeState, SetAttr, TimeChange};
 use crate::layout::inode::{InodeFlags, S_IFDIR, S_IFMT};
 use crate::time::Timestamp;
@@ -13,7 +14,12 @@ impl Filesystem {
     /// Attributes as they are now.
     #[must_use]
     pub fn attr(&self, inode: &Inode) -> Attr {
-        inode.attr(&self.volume)
+        let mut attr = inode.attr(&self.volume);
+        // The directory of the snapshot store is a link to the root that nobody sees.
+        if inode.nr() == InodeNr::ROOT && attr.links > 2 && self.hides_store() {
+            attr.links -= 1;
+        }
+        attr
     }
 
     /// Changes attributes and returns the new ones.

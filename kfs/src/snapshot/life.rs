@@ -40,7 +40,8 @@ impl Snapshots {
             .encode()
             .len()
             .div_ceil(self.geometry.block_size as usize);
-        if blocks > entries_max(self.geometry.block_size as usize) {
+        let ids_are_used_up = table.next_id == u32::MAX;
+        if ids_are_used_up || blocks > entries_max(self.geometry.block_size as usize) {
             return Err(Error::SnapshotStoreFull);
         }
         Ok(())
@@ -61,7 +62,7 @@ impl Snapshots {
         let store = self.store()?;
         let mut table = self.state.read().table.clone();
         let record = record(&table, name, comment, time);
-        table.next_id = record.id + 1;
+        table.next_id = record.id.saturating_add(1);
         table.snapshots.push(record.clone());
         let (block, content) = superblock;
         let kind = Kind::PreImages {

@@ -155,7 +155,7 @@ impl Snapshots {
         state.table.next_id = state
             .table
             .next_id
-            .max(newest_used.max().map_or(1, |id| id + 1));
+            .max(newest_used.max().map_or(1, |id| id.saturating_add(1)));
         let is_active = !state.table.snapshots.is_empty();
         *self.state.write() = state;
         *self.store.write() = Some(Arc::new(store));

@@ -103,6 +103,12 @@ impl Store {
         block_size: u32,
         runs: &[Run],
     ) -> Result<Option<(Self, Vec<Found>)>> {
+        // Blocks of the store have numbers of 32 bits; a volume has not more blocks in one file.
+        let blocks: u64 = runs.iter().map(|run| u64::from(run.len)).sum();
+        if blocks * u64::from(block_size) > device.size_bytes() || blocks > u64::from(u32::MAX) {
+            let what = "it has more blocks than the volume";
+            return Err(Corrupt::SnapshotStore { what }.into());
+        }
         let mut store = Self::with_id(device, block_size, [0; 16]);
         store.add_runs(runs);
         let count = store.state.lock().segments.len() as u32;
@@ -125,8 +131,13 @@ impl Store {
         }
         found.sort_by_key(|found| found.order);
         let state = store.state.get_mut();
-        state.next_sequence = newest + 1;
-        state.next_commit = found.iter().map(|f| f.batch.commit).max().unwrap_or(0) + 1;
+        state.next_sequence = newest.saturating_add(1);
+        state.next_commit = found
+            .iter()
+            .map(|f| f.batch.commit)
+            .max()
+            .unwrap_or(0)
+            .saturating_add(1);
         Ok(Some((store, found)))
     }
 
@@ -346,8 +357,9 @@ impl State {
     }
 
     fn new_commit(&mut self) -> u64 {
-        self.next_commit += 1;
-        self.next_commit - 1
+        let commit = self.next_commit;
+        self.next_commit = commit.saturating_add(1);
+        commit
     }
 
     /// Takes a place for a batch of `least` to `most` blocks of content.
@@ -381,7 +393,7 @@ impl State {
         let free = (0..self.segments.len() as u32).find(|nr| self.is_free(*nr));
         let nr = free.ok_or(Error::SnapshotStoreFull)?;
         self.segments[nr as usize].sequence = self.next_sequence;
-        self.next_sequence += 1;
+        self.next_sequence = self.next_sequence.saturating_add(1);
         self.current = Some((nr, 1));
         Ok(())
     }

@@ -24,7 +24,9 @@ use crate::sandbox::{self, SandboxError};
 use crate::volume::{Volume, VolumeError};
 use kfs::{ErrorsPolicy, Filesystem, MountOptions, ReadOnlyReason};
 use kfs_disk::{BlockDevice, FileDevice, StatsDevice};
+use kfsctl::protocol::{Request, RequestError};
 use kfsctl::status;
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,6 +52,17 @@ pub enum OpenError {
         #[source]
         source: kfs::Error,
     },
+    /// The snapshot cannot be looked into.
+    #[error("cannot serve the snapshot '{name}' of {} (`kfsctl --image {} snapshot list` shows all)", .path.display(), .path.display())]
+    Snapshot {
+        /// The image.
+        path: PathBuf,
+        /// Name of the snapshot.
+        name: String,
+        /// Why.
+        #[source]
+        source: kfs::Error,
+    },
 }
 
 /// How an image is served.
@@ -69,6 +82,8 @@ pub struct ImageConfig {
     pub timeout: Option<Duration>,
     /// What to do when damage is found.
     pub errors: ErrorsPolicy,
+    /// The snapshot to serve in place of the volume.
+    pub snapshot: Option<String>,
     /// Give up all capabilities of the process once the image is open.
     pub drop_capabilities: bool,
 }
@@ -119,10 +134,20 @@ impl Image {
     ) -> Result<Self, OpenError> {
         let device = Arc::new(StatsDevice::new(device));
         let shared: Arc<dyn BlockDevice> = Arc::clone(&device) as Arc<dyn BlockDevice>;
-        let filesystem = Filesystem::open(shared, options).map_err(|source| {
-            let path = config.path.clone();
-            OpenError::Filesystem { path, source }
-        })?;
+        let cannot_serve = |source| OpenError::Filesystem {
+            path: config.path.clone(),
+            source,
+        };
+        let mut filesystem = Filesystem::open(shared, options).map_err(cannot_serve)?;
+        if let Some(name) = &config.snapshot {
+            filesystem = filesystem
+                .open_snapshot(name)
+                .map_err(|source| OpenError::Snapshot {
+                    path: config.path.clone(),
+                    name: name.clone(),
+                    source,
+                })?;
+        }
         if filesystem.volume().read_only() == Some(ReadOnlyReason::Feature) {
             log::warn!(
                 "{} has features that kfs can only read: serving it read-only",
@@ -164,6 +189,10 @@ impl Volume for Image {
 
     fn status(&self) -> status::VolumeStatus {
         convert::volume_status(&self.path, &self.filesystem.status(), self.device.stats())
+    }
+
+    fn control(&self, request: &Request) -> Result<Value, RequestError> {
+        kfsctl::execute::execute(&self.filesystem, request)
     }
 
     fn sync(&self) -> Result<(), VolumeError> {

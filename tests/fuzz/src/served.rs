@@ -28,6 +28,7 @@ pub(crate) fn image(how: u8) -> (Image, Arc<Session>) {
         readdirplus: how & 64 == 0,
         timeout: None,
         errors: ErrorsPolicy::Continue,
+        snapshot: None,
         drop_capabilities: false,
     };
     let device = Box::new(base.clean.snapshot());

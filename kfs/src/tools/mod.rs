@@ -1,0 +1,72 @@
+//! What is done with whole trees, built on the operations that clients use.
+//!
+//! - `compare.rs`: what differs between two trees
+//! - `restore.rs`: a file or directory of a snapshot, back in the volume
+//! - `export.rs`: a snapshot as an image of its own
+//! - `trim.rs`: holes in the image where blocks are free
+
+mod compare;
+mod export;
+mod restore;
+mod trim;
+
+pub use compare::{Change, ChangeKind};
+pub use export::ExportError;
+pub use restore::Restored;
+
+use crate::error::{Error, Result};
+use crate::fs::Filesystem;
+use crate::inode::Inode;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+/// The inode that a path, whose parts are separated by slashes, stands for. Symbolic links are not
+/// followed.
+///
+/// # Errors
+/// `NotFound`, `NotADirectory`, `NameTooLong`, `Corrupt`, `Io`.
+pub fn resolve(fs: &Filesystem, path: &[u8]) -> Result<Arc<Inode>> {
+    let mut inode = fs.root()?;
+    for name in parts(path) {
+        inode = fs.lookup(&inode, name)?;
+    }
+    Ok(inode)
+}
+
+/// The names in a path.
+fn parts(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    path.split(|byte| *byte == b'/')
+        .filter(|name| !name.is_empty())
+}
+
+/// The directory that holds a path's last name, and that name.
+fn resolve_parent<'p>(fs: &Filesystem, path: &'p [u8]) -> Result<(Arc<Inode>, &'p [u8])> {
+    let mut names: Vec<&[u8]> = parts(path).collect();
+    let name = names.pop().ok_or(Error::Invalid)?;
+    let mut directory = fs.root()?;
+    for name in names {
+        directory = fs.lookup(&directory, name)?;
+    }
+    Ok((directory, name))
+}
+
+/// The entries of a directory with their inodes, `.` and `..` left out.
+fn entries(fs: &Filesystem, directory: &Inode) -> Result<Vec<(Vec<u8>, Arc<Inode>)>> {
+    let mut names = Vec::new();
+    fs.list(directory, 0, &mut |listed| {
+        if !matches!(listed.name, b"." | b"..") {
+            names.push(listed.name.to_vec());
+        }
+        ControlFlow::Continue(())
+    })?;
+    let mut found = Vec::with_capacity(names.len());
+    for name in names {
+        match fs.lookup(directory, &name) {
+            Ok(inode) => found.push((name, inode)),
+            // Gone since it was listed.
+            Err(Error::NotFound) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,217 @@
+//! Requests carried out on an open volume: by kfsd on the one it serves, by kfsctl on an idle image.
+
+use crate::protocol::{ErrorCode, Request, RequestError};
+use crate::snapshot::{DiffEntry, RestoreInfo, SnapshotInfo};
+use kfs::{ChangeKind, Error, Filesystem, SnapshotRecord, SnapshotUsage};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Bytes of paths that one answer lists: an answer is one line of bounded length.
+const DIFF_BYTES_MAX: usize = 256 << 10;
+
+/// Carries out whatever is about the volume alone.
+///
+/// # Errors
+/// What went wrong, for people and programs; `NotSupported` for requests to a daemon.
+pub fn execute(fs: &Arc<Filesystem>, request: &Request) -> Result<Value, RequestError> {
+    match request {
+        Request::SnapshotCreate { name, comment } => create(fs, name.as_deref(), comment),
+        Request::SnapshotList {} => Ok(json!(list(fs)?)),
+        Request::SnapshotDelete { names } => delete(fs, names),
+        Request::SnapshotDiff { from, to } => diff(fs, from, to.as_deref()),
+        Request::SnapshotExport { name, path } => export(fs, name, path),
+        Request::Restore { snapshot, path, to } => restore(fs, snapshot, path, to.as_deref()),
+        Request::Sync {} => {
+            fs.sync().map_err(failed)?;
+            Ok(json!({}))
+        }
+        Request::Trim {} => {
+            let bytes = fs.trim(&mut |_, _| {}).map_err(failed)?;
+            Ok(json!({ "bytes": bytes }))
+        }
+        Request::DropCaches {} => {
+            fs.drop_caches();
+            Ok(json!({}))
+        }
+        Request::Status {} => Err(RequestError::new(
+            ErrorCode::NotSupported,
+            "the volume alone cannot answer that",
+            "",
+        )),
+    }
+}
+
+fn create(fs: &Arc<Filesystem>, name: Option<&str>, comment: &str) -> Result<Value, RequestError> {
+    let name = match name {
+        Some(name) => name.to_owned(),
+        None => free_name(fs),
+    };
+    let record = fs.create_snapshot(&name, comment).map_err(|error| {
+        let (code, hint) = match &error {
+            Error::Exists => (ErrorCode::InvalidArgument, "choose another name"),
+            Error::Invalid => (
+                ErrorCode::InvalidArgument,
+                "a name has no slashes and no control characters",
+            ),
+            Error::NameTooLong => (
+                ErrorCode::InvalidArgument,
+                "a name has at most 255 bytes, a comment 1024",
+            ),
+            _ => (ErrorCode::Failed, ""),
+        };
+        RequestError::new(code, format!("snapshot '{name}': {}", chain(&error)), hint)
+    })?;
+    Ok(json!(info(&record, SnapshotUsage::default())))
+}
+
+/// A name made of the time, that no snapshot has.
+fn free_name(fs: &Arc<Filesystem>) -> String {
+    let now = jiff::Timestamp::now()
+        .strftime("%Y-%m-%d-%H%M%S")
+        .to_string();
+    let taken = fs.snapshots();
+    let is_free = |name: &String| taken.iter().all(|snapshot| snapshot.name != *name);
+    let numbered = (2..).map(|number: u32| format!("{now}-{number}"));
+    let mut names = std::iter::once(now.clone()).chain(numbered);
+    names.find(is_free).unwrap_or(now)
+}
+
+/// All snapshots, oldest first.
+///
+/// # Errors
+/// `Failed` when the volume cannot be read.
+pub fn list(fs: &Arc<Filesystem>) -> Result<Vec<SnapshotInfo>, RequestError> {
+    let usage = fs.snapshot_usage().map_err(failed)?;
+    let records = fs.snapshots();
+    let both = records.iter().zip(usage);
+    Ok(both.map(|(record, usage)| info(record, usage)).collect())
+}
+
+fn info(record: &SnapshotRecord, usage: SnapshotUsage) -> SnapshotInfo {
+    let time = jiff::Timestamp::from_second(record.time.seconds).unwrap_or_default();
+    SnapshotInfo {
+        id: record.id,
+        name: record.name.clone(),
+        comment: record.comment.clone(),
+        time_seconds: record.time.seconds,
+        time: time.to_string(),
+        unique_bytes: usage.unique_bytes,
+        shared_bytes: usage.shared_bytes,
+        metadata_bytes: usage.metadata_bytes,
+    }
+}
+
+fn delete(fs: &Arc<Filesystem>, names: &[String]) -> Result<Value, RequestError> {
+    let known = fs.snapshots();
+    // All or none, as far as can be seen.
+    for name in names {
+        if known.iter().all(|snapshot| snapshot.name != *name) {
+            return Err(unknown(name));
+        }
+    }
+    let mut deleted = Vec::new();
+    for name in names {
+        fs.delete_snapshot(name).map_err(|error| {
+            let hint = match error {
+                Error::Busy => "somebody looks into it: try again when they have ended",
+                _ => "",
+            };
+            let text = format!("snapshot '{name}': {}", chain(&error));
+            RequestError::new(ErrorCode::Failed, text, hint)
+        })?;
+        deleted.push(name);
+    }
+    Ok(json!({ "deleted": deleted }))
+}
+
+fn open(fs: &Arc<Filesystem>, name: &str) -> Result<Arc<Filesystem>, RequestError> {
+    fs.open_snapshot(name).map_err(|error| match error {
+        Error::NotFound => unknown(name),
+        error => failed(error),
+    })
+}
+
+fn diff(fs: &Arc<Filesystem>, from: &str, to: Option<&str>) -> Result<Value, RequestError> {
+    let earlier = open(fs, from)?;
+    let later = to.map_or_else(|| Ok(Arc::clone(fs)), |name| open(fs, name))?;
+    let changes = later.changes_since(&earlier).map_err(failed)?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let mut bytes = 0;
+    let entries: Vec<DiffEntry> = changes
+        .iter()
+        .take_while(|change| {
+            bytes += change.path.len() + 64;
+            bytes <= DIFF_BYTES_MAX
+        })
+        .map(|change| {
+            let (kind, from) = match &change.kind {
+                ChangeKind::Added => ("added", None),
+                ChangeKind::Removed => ("removed", None),
+                ChangeKind::Changed => ("changed", None),
+                ChangeKind::Renamed { from } => ("renamed", Some(text(from))),
+            };
+            DiffEntry {
+                kind: kind.into(),
+                path: text(&change.path),
+                from,
+            }
+        })
+        .collect();
+    Ok(json!({ "changes": entries, "total": changes.len() }))
+}
+
+fn export(fs: &Arc<Filesystem>, name: &str, path: &Path) -> Result<Value, RequestError> {
+    let snapshot = open(fs, name)?;
+    let bytes = snapshot.export(path, &mut |_, _| {}).map_err(|error| {
+        let text = format!("{}: {}", path.display(), chain(&error));
+        RequestError::new(ErrorCode::Failed, text, "")
+    })?;
+    Ok(json!({ "bytes": bytes }))
+}
+
+fn restore(
+    fs: &Arc<Filesystem>,
+    snapshot: &str,
+    path: &str,
+    to: Option<&str>,
+) -> Result<Value, RequestError> {
+    let view = open(fs, snapshot)?;
+    let target = to.unwrap_or(path);
+    let restored = fs
+        .restore_path(&view, path.as_bytes(), target.as_bytes())
+        .map_err(|error| {
+            let text = format!("restoring {path} to {target}: {}", chain(&error));
+            RequestError::new(ErrorCode::Failed, text, "")
+        })?;
+    fs.sync().map_err(failed)?;
+    Ok(json!(RestoreInfo {
+        inodes: restored.inodes,
+        made: restored.made,
+        bytes: restored.bytes,
+    }))
+}
+
+fn unknown(name: &str) -> RequestError {
+    RequestError::new(
+        ErrorCode::InvalidArgument,
+        format!("there is no snapshot '{name}'"),
+        "`kfsctl snapshot list` shows all",
+    )
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn failed(error: Error) -> RequestError {
+    RequestError::new(ErrorCode::Failed, chain(&error), "")
+}
+
+/// An error with all its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,79 @@
+//! Whom a request goes to: the kfsd that serves the volume, or the volume itself on an idle image.
+
+use crate::args::Target;
+use crate::image::socket_of;
+use anyhow::Context;
+use kfs::{Filesystem, MountOptions};
+use kfs_disk::{FileDevice, Holder, OpenError};
+use kfsctl::{Client, Request};
+use serde_json::Value;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Where requests are carried out.
+pub(crate) enum Executor {
+    /// By a daemon.
+    Daemon(Box<Client>),
+    /// Here, on an image that nobody serves.
+    Image(Arc<Filesystem>),
+}
+
+impl Executor {
+    /// Finds the one that the command line means. An idle image is opened, for changes unless it is
+    /// only to be `read`.
+    pub(crate) fn find(target: &Target, reads: bool) -> anyhow::Result<Self> {
+        let client = match (&target.socket, &target.image) {
+            (Some(path), _) => Client::connect(path)?,
+            (None, Some(path)) => return Self::of_image(path, reads),
+            (None, None) => Client::find()?,
+        };
+        Ok(Self::daemon(client))
+    }
+
+    fn daemon(mut client: Client) -> Self {
+        client.be_patient();
+        Self::Daemon(Box::new(client))
+    }
+
+    fn of_image(path: &Path, reads: bool) -> anyhow::Result<Self> {
+        let device = match FileDevice::open(path) {
+            Ok(device) => device,
+            Err(error) => {
+                if let OpenError::InUse {
+                    holder: Holder::Process { pid, .. },
+                    ..
+                } = &error
+                    && let Some(socket) = socket_of(*pid)
+                {
+                    return Ok(Self::daemon(Client::connect(&socket)?));
+                }
+                return Err(error.into());
+            }
+        };
+        let options = MountOptions {
+            // An image that was not closed is to be recovered, by whoever changes it.
+            read_only: reads,
+            commit_interval: None,
+            ..MountOptions::default()
+        };
+        let fs = Filesystem::open(Arc::new(device), options)
+            .with_context(|| format!("cannot open {}", path.display()))?;
+        Ok(Self::Image(fs))
+    }
+
+    /// Carries a request out.
+    pub(crate) fn request(&mut self, request: &Request) -> anyhow::Result<Value> {
+        match self {
+            Self::Daemon(client) => Ok(client.request(request)?),
+            Self::Image(fs) => Ok(kfsctl::execute::execute(fs, request)?),
+        }
+    }
+
+    /// Ends the work: an image that was opened is closed.
+    pub(crate) fn finish(self) -> anyhow::Result<()> {
+        if let Self::Image(fs) = self {
+            fs.close().context("closing the image")?;
+        }
+        Ok(())
+    }
+}

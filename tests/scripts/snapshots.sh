@@ -1,0 +1,148 @@
+#!/bin/bash
+# snapshots.sh: snapshots as a user meets them: taken by kfsctl of a mounted image while it is written, looked
+# into, compared, brought back, exported, served, deleted; Linux and e2fsck judge what is left.
+# Root only (mounts). Prints a line for each part and "N passed, 0 failed" at the end.
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+bin=${KFS_BIN_DIR:-$top/target/debug}
+work=$(mktemp -d)
+image=$work/disk.img mnt=$work/mnt other=$work/other
+mkdir "$mnt" "$other"
+
+cleanup() {
+    for place in "$mnt" "$other"; do
+        ! mountpoint -q "$place" || umount "$place"
+    done
+    [ -z "${kfsd_pid:-}" ] || kill "$kfsd_pid" 2>/dev/null || true
+    [ -z "${writer:-}" ] || kill "$writer" 2>/dev/null || true
+    rm -rf "$work"
+}
+trap cleanup EXIT
+
+passed=0
+ok() {
+    echo "ok: $1"
+    passed=$((passed + 1))
+}
+
+# serve OPTION...: mounts the image.
+serve() {
+    start_kfsd "$work/log" --image "$image" --mount "$mnt" --control-socket "$work/control" "$@"
+}
+
+stop() {
+    umount "$mnt"
+    wait_end "$kfsd_pid" 30 || die "kfsd does not end after umount"
+    kfsd_pid=
+}
+
+ctl() { "$bin/kfsctl" --socket "$work/control" "$@"; }
+sums() { (cd "$1" && find . -type f ! -path './lost+found/*' -print0 | sort -z | xargs -0 sha256sum); }
+
+"$bin/mkfs" "$image" 1G >/dev/null
+serve
+cp -a "$top/kfs/src" "$mnt/source"
+mkdir "$mnt/docs"
+echo one >"$mnt/docs/a"
+echo two >"$mnt/docs/b"
+dd if=/dev/urandom of="$mnt/big" bs=1M count=40 status=none
+sync -f "$mnt"
+sums "$mnt" >"$work/first"
+[ "$(ctl snapshot create first -m 'before all')" = first ] || die "create does not print the name"
+ok "a snapshot is taken"
+
+# Somebody who never stops writing.
+(while :; do
+    dd if=/dev/urandom of="$mnt/busy" bs=64k count=20 conv=fsync status=none 2>/dev/null
+    cp -r "$mnt/source" "$mnt/copy" && rm -r "$mnt/copy"
+done) 2>/dev/null &
+writer=$!
+echo changed >"$mnt/docs/a"
+rm "$mnt/docs/b"
+echo new >"$mnt/docs/c"
+mv "$mnt/big" "$mnt/large"
+dd if=/dev/urandom of="$mnt/large" bs=1M count=8 seek=4 conv=notrunc status=none
+for i in $(seq 5); do ctl snapshot create "busy-$i" >/dev/null; done
+ctl snapshot list | grep -q busy-3 || die "list does not show it"
+ok "snapshots are taken while others write"
+
+[ ! -e "$mnt/.kfs" ] && ! mkdir "$mnt/.kfs" 2>/dev/null || die "the store is to be seen"
+[ "$(stat -c %h "$mnt")" = "$(find "$mnt" -maxdepth 1 -type d | wc -l | awk '{ print $1 + 1 }')" ] ||
+    die "the root has a link too many"
+ok "the store is hidden"
+
+ctl snapshot diff first busy-1 >"$work/diff"
+for line in 'M /docs/a' '- /docs/b' '+ /docs/c' 'R /big -> /large'; do
+    grep -qxF -- "$line" "$work/diff" || { cat "$work/diff"; die "diff does not say: $line"; }
+done
+ok "diff tells what has changed"
+
+ctl snapshot export first "$work/first.img" >/dev/null
+ctl snapshot export busy-5 "$work/busy.img" >/dev/null
+! ctl snapshot export first "$work/first.img" 2>/dev/null || die "an export overwrites a file"
+for exported in first busy; do
+    e2fsck -fn "$work/$exported.img" >"$work/e2fsck" 2>&1 || { cat "$work/e2fsck"; die "$exported is not clean"; }
+done
+mount -o loop,ro "$work/first.img" "$other"
+sums "$other" | diff - "$work/first" || die "the exported snapshot has other content"
+[ ! -e "$other/.kfs" ] || die "the exported image has a store"
+umount "$other"
+ok "exported snapshots are ordinary volumes with what was there"
+
+ctl restore first --path /docs >/dev/null
+[ "$(cat "$mnt/docs/a" "$mnt/docs/b" "$mnt/docs/c")" = "one
+two
+new" ] || die "restore does not bring the files back"
+ctl restore first --path /big --to /big >/dev/null
+(cd "$mnt" && sha256sum ./big) | grep -qxF -f - "$work/first" || die "the restored file differs"
+ok "files come back"
+
+{ kill "$writer" && wait "$writer"; } 2>/dev/null || true
+writer=
+rm -rf "$mnt/copy"
+! ctl snapshot delete nobody 2>"$work/error" || die "what is not there is deleted"
+grep -q "no snapshot 'nobody'" "$work/error" || die "the error does not name it"
+! ctl snapshot create first 2>/dev/null || die "a name is given twice"
+ctl snapshot delete busy-1 busy-3 >/dev/null
+ctl snapshot delete --keep last=2 >"$work/deleted"
+[ "$(wc -l <"$work/deleted")" = 2 ] || die "--keep deletes others than it should"
+ok "snapshots are deleted"
+
+ctl snapshot create last >/dev/null
+sums "$mnt" >"$work/last"
+rm -rf "$mnt/source"
+stop
+cp --sparse=always "$image" "$work/copy.img"
+! mount -o loop "$work/copy.img" "$other" 2>/dev/null || die "Linux mounts an image with snapshots for writing"
+mount -o loop,ro "$work/copy.img" "$other"
+[ -e "$other/large" ] || die "Linux does not read the image"
+umount "$other"
+"$bin/kfsctl" --image "$image" check >/dev/null || die "kfsctl check finds something"
+ok "Linux mounts it read-only, and only so"
+
+serve --snapshot last
+sums "$mnt" | diff - "$work/last" || die "the served snapshot has other content"
+! touch "$mnt/new" 2>/dev/null || die "a snapshot can be changed"
+stop
+ok "a snapshot is served"
+
+"$bin/kfsctl" --image "$image" snapshot delete --keep last=1 >/dev/null
+"$bin/kfsctl" --image "$image" snapshot list --json | grep -q '"name":"last"' || die "the last one is gone"
+"$bin/kfsctl" --image "$image" snapshot delete last >/dev/null
+e2fsck -fn "$image" >"$work/e2fsck" 2>&1 || { cat "$work/e2fsck"; die "not clean without snapshots"; }
+mount -o loop "$image" "$other"
+touch "$other/linux-was-here"
+umount "$other"
+ok "without snapshots it is an ordinary volume again"
+
+serve --snapshot-every 1s --snapshot-keep last=2
+for i in $(seq 100); do
+    [ "$(ctl snapshot list | grep -c auto-)" = 2 ] && break
+    sleep 0.1
+done
+sleep 2.5
+[ "$(ctl snapshot list | grep -c auto-)" = 2 ] || { ctl snapshot list; die "the schedule does not keep two"; }
+stop
+ok "the clock takes snapshots, and old ones go"
+
+echo "$passed passed, 0 failed"
