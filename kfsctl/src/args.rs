@@ -47,17 +47,19 @@ pub(crate) enum Command {
     /// Take, list, compare and delete snapshots
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
-    /// Bring a file or directory of a snapshot back
+    /// Bring a file or directory of a snapshot back, or set the whole volume back to it
     ///
-    /// Only what differs is copied. Files in a directory that the snapshot does not have stay.
+    /// Of a file only what differs is copied. Files in a directory that the snapshot does not have
+    /// stay. The whole volume is set back where no path is given, of an image that nobody serves;
+    /// the state before is kept as a snapshot.
     Restore {
         /// Name of the snapshot
         snapshot: String,
         /// Path in the volume, from its root
         #[arg(long)]
-        path: String,
+        path: Option<String>,
         /// Path in the volume to restore it to, in place of the same
-        #[arg(long)]
+        #[arg(long, requires = "path")]
         to: Option<String>,
         /// Print the result as one JSON object
         #[arg(long)]

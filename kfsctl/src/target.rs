@@ -4,7 +4,7 @@ use crate::args::Target;
 use crate::image::socket_of;
 use anyhow::Context;
 use kfs::{Filesystem, MountOptions};
-use kfs_disk::{FileDevice, Holder, OpenError};
+use kfs_disk::{BlockDevice, FileDevice, Holder, OpenError};
 use kfsctl::{Client, Request};
 use serde_json::Value;
 use std::path::Path;
@@ -15,7 +15,12 @@ pub(crate) enum Executor {
     /// By a daemon.
     Daemon(Box<Client>),
     /// Here, on an image that nobody serves.
-    Image(Arc<Filesystem>),
+    Image {
+        /// The volume on it.
+        fs: Arc<Filesystem>,
+        /// The same device, to open it again.
+        device: Arc<FileDevice>,
+    },
 }
 
 impl Executor {
@@ -50,30 +55,55 @@ impl Executor {
                 return Err(error.into());
             }
         };
-        let options = MountOptions {
-            // An image that was not closed is to be recovered, by whoever changes it.
-            read_only: reads,
-            commit_interval: None,
-            ..MountOptions::default()
-        };
-        let fs = Filesystem::open(Arc::new(device), options)
-            .with_context(|| format!("cannot open {}", path.display()))?;
-        Ok(Self::Image(fs))
+        let device = Arc::new(device);
+        let fs = open(&device, reads).with_context(|| format!("cannot open {}", path.display()))?;
+        Ok(Self::Image { fs, device })
     }
 
     /// Carries a request out.
     pub(crate) fn request(&mut self, request: &Request) -> anyhow::Result<Value> {
         match self {
             Self::Daemon(client) => Ok(client.request(request)?),
-            Self::Image(fs) => Ok(kfsctl::execute::execute(fs, request)?),
+            Self::Image { fs, .. } => Ok(kfsctl::execute::execute(fs, request)?),
         }
+    }
+
+    /// Sets the volume back to a snapshot, and returns the name of the one that keeps the state before.
+    pub(crate) fn restore_volume(&mut self, snapshot: &str) -> anyhow::Result<String> {
+        let Self::Image { fs, device } = self else {
+            anyhow::bail!(
+                "the whole volume cannot be set back while a kfsd serves it: stop that and give \
+                 --image IMAGE, or restore single paths with --path"
+            );
+        };
+        let known = fs.snapshots();
+        let is_known = |name: &str| known.iter().any(|snapshot| snapshot.name == name);
+        anyhow::ensure!(is_known(snapshot), "there is no snapshot '{snapshot}'");
+        let undo = (1..)
+            .map(|number: u32| format!("before-restore-{number}"))
+            .find(|name| !is_known(name))
+            .context("all names are taken")?;
+        fs.begin_restore(snapshot, &undo)?;
+        fs.close()?;
+        *fs = open(device, false).context("setting the volume back")?;
+        Ok(undo)
     }
 
     /// Ends the work: an image that was opened is closed.
     pub(crate) fn finish(self) -> anyhow::Result<()> {
-        if let Self::Image(fs) = self {
+        if let Self::Image { fs, .. } = self {
             fs.close().context("closing the image")?;
         }
         Ok(())
     }
+}
+
+fn open(device: &Arc<FileDevice>, reads: bool) -> kfs::Result<Arc<Filesystem>> {
+    let options = MountOptions {
+        // An image that was not closed is to be recovered, by whoever changes it.
+        read_only: reads,
+        commit_interval: None,
+        ..MountOptions::default()
+    };
+    Filesystem::open(Arc::clone(device) as Arc<dyn BlockDevice>, options)
 }

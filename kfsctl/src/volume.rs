@@ -54,7 +54,21 @@ fn carry_out(executor: &mut Executor, command: &Command) -> anyhow::Result<Strin
         Command::Snapshot(command) => snapshot(executor, command),
         Command::Restore {
             snapshot,
-            path,
+            path: None,
+            json,
+            ..
+        } => {
+            let undo = executor.restore_volume(snapshot)?;
+            show(&json!({ "undo": undo }), *json, |set_back: SetBack| {
+                format!(
+                    "the volume is as it was at '{snapshot}'; what it was before is '{}'\n",
+                    set_back.undo
+                )
+            })
+        }
+        Command::Restore {
+            snapshot,
+            path: Some(path),
             to,
             json,
         } => {
@@ -89,6 +103,11 @@ fn carry_out(executor: &mut Executor, command: &Command) -> anyhow::Result<Strin
 #[derive(serde::Deserialize)]
 struct Bytes {
     bytes: u64,
+}
+
+#[derive(serde::Deserialize)]
+struct SetBack {
+    undo: String,
 }
 
 #[derive(serde::Deserialize)]

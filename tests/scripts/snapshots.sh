@@ -10,11 +10,12 @@ image=$work/disk.img mnt=$work/mnt other=$work/other
 mkdir "$mnt" "$other"
 
 cleanup() {
+    touch "$work/stop"
+    [ -z "${writer:-}" ] || wait "$writer" || true
     for place in "$mnt" "$other"; do
         ! mountpoint -q "$place" || umount "$place"
     done
     [ -z "${kfsd_pid:-}" ] || kill "$kfsd_pid" 2>/dev/null || true
-    [ -z "${writer:-}" ] || kill "$writer" 2>/dev/null || true
     rm -rf "$work"
 }
 trap cleanup EXIT
@@ -52,7 +53,7 @@ sums "$mnt" >"$work/first"
 ok "a snapshot is taken"
 
 # Somebody who never stops writing.
-(while :; do
+(while [ ! -e "$work/stop" ]; do
     dd if=/dev/urandom of="$mnt/busy" bs=64k count=20 conv=fsync status=none 2>/dev/null
     cp -r "$mnt/source" "$mnt/copy" && rm -r "$mnt/copy"
 done) 2>/dev/null &
@@ -97,7 +98,8 @@ ctl restore first --path /big --to /big >/dev/null
 (cd "$mnt" && sha256sum ./big) | grep -qxF -f - "$work/first" || die "the restored file differs"
 ok "files come back"
 
-{ kill "$writer" && wait "$writer"; } 2>/dev/null || true
+touch "$work/stop"
+wait "$writer" || true
 writer=
 rm -rf "$mnt/copy"
 ! ctl snapshot delete nobody 2>"$work/error" || die "what is not there is deleted"
@@ -126,6 +128,20 @@ sums "$mnt" | diff - "$work/last" || die "the served snapshot has other content"
 stop
 ok "a snapshot is served"
 
+"$bin/kfsctl" --image "$image" restore last >"$work/restored"
+grep -q "'before-restore-1'" "$work/restored" || die "restore does not say how to go back"
+serve
+sums "$mnt" | diff - "$work/last" || die "the volume is not as it was"
+! ctl restore last 2>/dev/null || die "a served volume is set back"
+stop
+"$bin/kfsctl" --image "$image" restore before-restore-1 >/dev/null
+serve
+[ ! -e "$mnt/source" ] || die "the restore is not undone"
+stop
+ok "the volume is set back, and forth"
+
+"$bin/kfsctl" --image "$image" snapshot list | grep -q before-restore-2 || die "no way back is kept"
+"$bin/kfsctl" --image "$image" snapshot delete before-restore-1 before-restore-2 >/dev/null
 "$bin/kfsctl" --image "$image" snapshot delete --keep last=1 >/dev/null
 "$bin/kfsctl" --image "$image" snapshot list --json | grep -q '"name":"last"' || die "the last one is gone"
 "$bin/kfsctl" --image "$image" snapshot delete last >/dev/null

@@ -157,7 +157,7 @@ pub struct Effort {
     pub points_step: usize,
     /// Images for each of them.
     pub images_a_point: usize,
-    /// Every so many images e2fsck is asked, too.
+    /// Every so many images e2fsck is asked, too; never if 0.
     pub e2fsck_every: usize,
 }
 
@@ -212,7 +212,8 @@ pub fn cut_everywhere(
                 .unwrap_or_else(|error| panic!("{context}: does not close: {error}"));
             let after = Arc::clone(&recovered) as Arc<dyn BlockDevice>;
             check::assert_clean(after, &format!("{context}, recovered"));
-            if reached.images.is_multiple_of(effort.e2fsck_every) {
+            let asks = effort.e2fsck_every > 0;
+            if asks && reached.images.is_multiple_of(effort.e2fsck_every) {
                 ask_e2fsck(&image.device, &recovered, &context);
                 reached.judged += 1;
             }

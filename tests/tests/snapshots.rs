@@ -24,7 +24,7 @@ const EFFORT: Effort = Effort {
     points_step: 1,
     images_a_point: 3,
     // It does not open images with snapshots: kfs's own check sees them all.
-    e2fsck_every: usize::MAX,
+    e2fsck_every: 0,
 };
 
 fn number(name: &str) -> Option<u64> {
@@ -366,6 +366,132 @@ fn assert_lives(fs: &Arc<Filesystem>, lives: &[Life], position: usize, context: 
         }
         assert_eq!(fs.volume().allocator.pinned_blocks(), 0, "{context}");
     }
+}
+
+/// The volume is set back to a snapshot, and the power is cut at every write of that.
+fn restore_run(seed: u64) -> Reached {
+    let base = formatted(16 << 20, &options(seed));
+    let device = Arc::new(CrashDevice::new(base));
+    let fs = open(Arc::clone(&device) as Arc<dyn BlockDevice>).expect("opens");
+    let mut workload = Workload::new(Arc::clone(&fs), seed);
+    let mut shown: Vec<(String, Picture)> = Vec::new();
+    for step in 0..90 {
+        if step % 20 == 10 {
+            let name = format!("s{step}");
+            fs.create_snapshot(&name, "").expect("there is room");
+            shown.push((name, picture(&fs).expect("walks")));
+        }
+        if step % 3 == 0 {
+            workload.overwrite().expect("there is room");
+        } else {
+            workload.operate().expect("there is room");
+        }
+    }
+    drop(workload);
+    // Deleted ones leave records that belong to others.
+    let (gone, _) = shown.remove(1);
+    fs.delete_snapshot(&gone).expect("deletes");
+    fs.close().expect("closes");
+    drop(fs);
+    let fs = open(Arc::clone(&device) as Arc<dyn BlockDevice>).expect("opens");
+    let before = picture(&fs).expect("walks");
+    device.restart_log();
+    let at = SplitMix64::new(seed).below(shown.len() as u64) as usize;
+    let (name, wanted) = shown[at].clone();
+    fs.begin_restore(&name, "undo").expect("there is room");
+    fs.close().expect("closes");
+    drop(fs);
+    let fs = open(Arc::clone(&device) as Arc<dyn BlockDevice>).expect("restores");
+    let got = picture(&fs).expect("walks");
+    assert!(got == wanted, "seed {seed}: {}", difference(&wanted, &got));
+    let restored_at = device.position();
+    // The volume goes on from there.
+    let root = fs.root().expect("root");
+    let node = kfs::NewNode {
+        mode: 0o040_755,
+        ..kfs::NewNode::default()
+    };
+    fs.create(&root, b"after", &node).expect("there is room");
+    let mut workload = Workload::within(Arc::clone(&fs), "after/", seed + 1000);
+    for _ in 0..10 {
+        workload.operate().expect("there is room");
+    }
+    drop(workload);
+    fs.close().expect("closes");
+    drop(fs);
+    shown.push(("undo".into(), before.clone()));
+    assert_all_shown(&device, &shown, seed);
+    let context = format!("restore, seed {seed}");
+    let reached = cut_everywhere(&device, &context, EFFORT, |fs, position, context| {
+        let is_undoable = fs
+            .snapshots()
+            .iter()
+            .any(|snapshot| snapshot.name == "undo");
+        for (name, wanted) in &shown {
+            if name != "undo" || is_undoable {
+                let view = fs.open_snapshot(name).expect("opens");
+                let got = picture(&view).expect("walks");
+                assert!(
+                    got == *wanted,
+                    "{context}: {name}: {}",
+                    difference(wanted, &got)
+                );
+            }
+        }
+        let got = picture(fs).expect("walks");
+        let is_whole = got == before || got == wanted || position > restored_at;
+        assert!(is_whole, "{context}: {}", difference(&wanted, &got));
+    });
+    undo(&device, &before, seed);
+    reached
+}
+
+fn assert_all_shown(device: &Arc<CrashDevice>, shown: &[(String, Picture)], seed: u64) {
+    let fs = open(Arc::clone(device) as Arc<dyn BlockDevice>).expect("opens");
+    for (name, wanted) in shown {
+        let view = fs.open_snapshot(name).expect("opens");
+        let got = picture(&view).expect("walks");
+        assert!(
+            got == *wanted,
+            "seed {seed}, {name}: {}",
+            difference(wanted, &got)
+        );
+    }
+    fs.close().expect("closes");
+}
+
+/// Back to the state before the restore, and all snapshots away: an ordinary volume is left.
+fn undo(device: &Arc<CrashDevice>, before: &Picture, seed: u64) {
+    let copy = Arc::new(device.snapshot());
+    let fs = open(Arc::clone(&copy) as Arc<dyn BlockDevice>).expect("opens");
+    fs.begin_restore("undo", "again").expect("there is room");
+    drop(fs);
+    let fs = open(Arc::clone(&copy) as Arc<dyn BlockDevice>).expect("restores");
+    let got = picture(&fs).expect("walks");
+    assert!(got == *before, "seed {seed}: {}", difference(before, &got));
+    for snapshot in fs.snapshots() {
+        fs.delete_snapshot(&snapshot.name).expect("deletes");
+    }
+    fs.close().expect("closes");
+    drop(fs);
+    kfs_tests::check::assert_clean(Arc::clone(&copy) as Arc<dyn BlockDevice>, "after undoing");
+    let image = tempfile::NamedTempFile::new().expect("makes a file");
+    copy.write_to(image.path()).expect("writes");
+    e2fsprogs::check(image.path()).unwrap_or_else(|said| panic!("seed {seed}: {said}"));
+}
+
+#[test]
+fn the_volume_is_set_back() {
+    let seeds: Vec<u64> = match (number("KFS_SEED"), number("KFS_CRASH_SEEDS")) {
+        (Some(seed), _) => vec![seed],
+        (None, count) => (1..=count.unwrap_or(3)).collect(),
+    };
+    let mut reached = Reached::default();
+    for seed in &seeds {
+        reached += restore_run(*seed);
+    }
+    println!("{} restores: {reached:?}", seeds.len());
+    assert!(reached.images > seeds.len() * 50, "{reached:?}");
 }
 
 #[test]

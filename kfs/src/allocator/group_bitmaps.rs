@@ -196,7 +196,7 @@ impl GroupTable {
     }
 
     /// Makes the bitmap of a group in which only fixed metadata is in use, from zeros.
-    fn fill_initial_blocks(&self, group: GroupNr, bytes: &mut [u8]) {
+    pub(super) fn fill_initial_blocks(&self, group: GroupNr, bytes: &mut [u8]) {
         for range in self.fixed_ranges(group) {
             bitmap::fill_bytes(bytes, range, true);
         }

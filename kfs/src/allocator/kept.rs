@@ -36,9 +36,6 @@ pub trait KeptBlocks: Send + Sync {
     /// # Errors
     /// `Corrupt`, `Io`.
     fn kept(&self, group: GroupNr, live: &LiveBitmap<'_>) -> Result<Vec<u64>>;
-
-    /// Those of a range whose old content is safe elsewhere, so that no snapshot keeps them.
-    fn overwritten(&self, blocks: Range<BlockNr>) -> Vec<BlockNr>;
 }
 
 /// What snapshots keep of a group.
@@ -136,21 +133,12 @@ impl GroupTable {
 
     /// Blocks freed by a transaction that is durable: what snapshots keep stays busy.
     pub(super) fn free_or_pin(&self, nr: GroupNr, state: &mut GroupState, range: Range<u32>) {
-        let keeper = self.keeper();
+        let keeps_any = self.keeper().is_some();
         let map = state
             .blocks
             .as_mut()
             .expect("held bits keep the bitmap loaded");
         map.held -= range.end - range.start;
-        if let (Some(keeper), Some(kept)) = (keeper, &mut map.kept) {
-            let first = self.geometry.group_first_block(nr);
-            let blocks = first.plus(range.start.into())..first.plus(range.end.into());
-            for block in keeper.overwritten(blocks) {
-                let index = (block.0 - first.0) as u32;
-                bitmap::clear(&mut kept.bits, index..index + 1);
-            }
-        }
-        let keeps_any = keeper.is_some();
         let mut freed = 0;
         let mut pinned = 0;
         for index in range {

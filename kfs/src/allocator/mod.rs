@@ -94,6 +94,24 @@ impl Allocator {
         Arc::clone(&self.table) as _
     }
 
+    /// Whether a block is fixed metadata: superblock copies, descriptors, bitmaps, inode tables.
+    #[must_use]
+    pub fn is_fixed(&self, block: BlockNr) -> bool {
+        let run = Run {
+            start: block,
+            len: 1,
+        };
+        self.table.fixed.first_in(run).is_some()
+    }
+
+    /// The block bitmap of a group in which only fixed metadata is in use.
+    #[must_use]
+    pub fn initial_block_bitmap(&self, group: GroupNr) -> Vec<u8> {
+        let mut bytes = vec![0; self.table.geometry.block_size as usize];
+        self.table.fill_initial_blocks(group, &mut bytes);
+        bytes
+    }
+
     /// Declares blocks that are in use but of no file (those of the journal): files that claim them
     /// are corrupt. The first call counts, later ones do nothing.
     pub fn protect(&self, runs: &[Run]) {

@@ -9,6 +9,7 @@ mod damage;
 mod directory;
 mod mount;
 mod options;
+mod restore;
 mod shutdown;
 mod snapshots;
 mod status;

@@ -53,6 +53,7 @@ impl Filesystem {
         if read_only.is_none() {
             mark_in_use(&*device, &mut superblock, &options)?;
         }
+        let again = Arc::clone(&device);
         let volume = assemble(device, geometry, log, read_only, &options)?;
         if is_replayed && read_only.is_some() {
             end_recovery(&volume)?;
@@ -81,6 +82,14 @@ impl Filesystem {
             fs.volume.journal.mark_in_use()?;
         }
         fs.open_snapshots(&options)?;
+        if let Some(id) = fs.volume.snapshots.restoring() {
+            if read_only.is_some() {
+                return Err(Error::NeedsRecovery);
+            }
+            fs.finish_restore(id)?;
+            drop(fs);
+            return Self::open(again, options);
+        }
         if read_only.is_none() {
             fs.recovery.orphans = fs.finish_orphans(&superblock)?;
             if let Some(interval) = options.commit_interval {

@@ -164,6 +164,7 @@ impl Filesystem {
         raw.s_free_inodes_count.set(counts.inodes);
         let incompat = raw.incompat() - Incompat::RECOVER;
         raw.s_feature_incompat.set(incompat.bits());
+        raw.s_snapshot_inum.set(0);
         let ro_compat = raw.ro_compat() - RoCompat::HAS_SNAPSHOT;
         raw.s_feature_ro_compat.set(ro_compat.bits());
         if !raw.compat().contains(Compat::HAS_JOURNAL) && self.was_clean {
@@ -180,14 +181,15 @@ impl Filesystem {
         if !options.is_snapshot && !has_feature {
             return Ok(());
         }
-        let found = self.find_store()?;
-        self.hides_store.store(found.is_some(), Ordering::Release);
         if options.is_snapshot {
+            let found = self.find_store()?;
+            self.hides_store.store(found.is_some(), Ordering::Release);
             return Ok(());
         }
-        let has_any = match found.and_then(|(_, store)| store) {
-            Some(store) => self.attach_store(&store)?,
-            None => false,
+        self.hides_store.store(true, Ordering::Release);
+        let has_any = match superblock.s_snapshot_inum.get() {
+            0 => false,
+            nr => self.attach_store(InodeNr(nr))?,
         };
         if !has_any && self.volume.read_only().is_none() {
             log::info!("putting away an empty snapshot store");
@@ -197,8 +199,13 @@ impl Filesystem {
     }
 
     /// Reads the store, and what of each group is kept.
-    fn attach_store(&self, store: &Inode) -> Result<bool> {
+    fn attach_store(&self, nr: InodeNr) -> Result<bool> {
         let volume = &self.volume;
+        let store = self.inodes.get(volume, nr)?;
+        if !store.is_regular() {
+            let what = "it is not a file";
+            return Err(Corrupt::SnapshotStore { what }.into());
+        }
         let runs = data_runs(
             &volume.cache,
             &volume.geometry,
@@ -208,7 +215,8 @@ impl Filesystem {
         if !volume.snapshots.attach(store.nr(), &runs)? {
             return Ok(false);
         }
-        if volume.read_only().is_none() {
+        // In the middle of a restore the bitmaps are neither the old nor the new ones.
+        if volume.read_only().is_none() && volume.snapshots.restoring().is_none() {
             let bitmaps = volume.allocator.block_bitmaps();
             for group in volume.snapshots.groups_with_pins(&bitmaps) {
                 volume.allocator.load_kept(group)?;
@@ -260,6 +268,11 @@ impl Filesystem {
         let nr = store.nr();
         // From here on its inode is changed by the store alone.
         drop(store);
+        self.volume.transact(1, |handle| {
+            self.volume
+                .update_superblock(handle, |raw| raw.s_snapshot_inum.set(nr.0));
+            Ok(())
+        })?;
         let made = self
             .volume
             .snapshots
@@ -291,6 +304,7 @@ impl Filesystem {
             self.volume.update_superblock(handle, |raw| {
                 let mut features = raw.ro_compat();
                 features.set(RoCompat::HAS_SNAPSHOT, is_set);
+                raw.s_snapshot_inum.set(0);
                 raw.s_feature_ro_compat.set(features.bits());
             });
             Ok(())

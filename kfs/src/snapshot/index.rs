@@ -70,12 +70,20 @@ impl Index {
             .min()
     }
 
-    /// The pre-images of each snapshot within a range, newest snapshot first.
-    pub(super) fn newest_first(&self, blocks: Range<u64>) -> impl Iterator<Item = (u32, Vec<u64>)> {
-        self.snapshots.iter().rev().map(move |(id, records)| {
-            let found = records.range(blocks.clone()).map(|(block, _)| *block);
-            (*id, found.collect())
-        })
+    /// The snapshots, newest first, with those whose pre-images have not found an owner yet.
+    pub(super) fn newest_first(&self) -> impl Iterator<Item = u32> + '_ {
+        self.snapshots.keys().rev().copied()
+    }
+
+    /// All blocks with pre-images that a snapshot sees, each once.
+    pub(super) fn blocks_seen_by(&self, snapshot: u32) -> Vec<u64> {
+        let seen = self.snapshots.range(snapshot..);
+        let mut blocks: Vec<u64> = seen
+            .flat_map(|(_, records)| records.keys().copied())
+            .collect();
+        blocks.sort_unstable();
+        blocks.dedup();
+        blocks
     }
 
     /// The pre-image that is a snapshot's own.

@@ -1,14 +1,14 @@
 //! Which blocks snapshots keep: they are neither overwritten in place nor handed out.
 //!
-//! A block is kept when it was in use as some snapshot sees the bitmaps, and neither that snapshot nor
-//! a newer one has its old content.
+//! A block is kept when it was in use as some snapshot sees the bitmaps. That holds for metadata, too,
+//! though its old content is in the store: so all blocks of a snapshot are where they were, and the
+//! volume can be set back to it.
 
 use super::{OldContent, Snapshots};
 use crate::allocator::{KeptBlocks, LiveBitmap};
 use crate::error::Result;
-use crate::ids::{BlockNr, GroupNr};
+use crate::ids::GroupNr;
 use crate::layout::{GroupFlags, RawGroupDesc};
-use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 /// What one snapshot sees of a group differently from the next newer one.
@@ -20,8 +20,6 @@ struct Difference {
     bitmap: Option<OldContent>,
     /// Another descriptor.
     desc: Option<OldContent>,
-    /// Blocks, counted in the group, whose old content it has.
-    own: Vec<u32>,
 }
 
 impl KeptBlocks for Snapshots {
@@ -42,22 +40,6 @@ impl KeptBlocks for Snapshots {
         })?;
         Ok(all)
     }
-
-    fn overwritten(&self, blocks: Range<BlockNr>) -> Vec<BlockNr> {
-        let state = self.state.read();
-        let Some(newest) = state.index.newest() else {
-            return Vec::new();
-        };
-        let mut found = Vec::new();
-        let mut from = blocks.start.0;
-        while let Some(block) = state.index.next_moved(newest, from..blocks.end.0) {
-            found.push(BlockNr(block));
-            from = block + 1;
-        }
-        let pending = state.pending.range(blocks.start.0..blocks.end.0);
-        found.extend(pending.map(|(block, _)| BlockNr(*block)));
-        found
-    }
 }
 
 impl Snapshots {
@@ -71,7 +53,6 @@ impl Snapshots {
         let size = live.bytes.len();
         let mut bitmap = live.bytes.to_vec();
         let mut is_uninit = live.is_uninit;
-        let mut overwritten = vec![0u64; size / 8];
         let mut kept = vec![0u64; size / 8];
         let mut content = vec![0; size];
         for difference in self.differences(group, live) {
@@ -82,18 +63,14 @@ impl Snapshots {
                 self.read_old(old, &mut content)?;
                 is_uninit = self.is_uninit(group, &content);
             }
-            for index in difference.own {
-                overwritten[index as usize / 64] |= 1 << (index % 64);
-            }
             if !difference.counts {
                 continue;
             }
             if is_uninit {
                 kept.fill(0);
             } else {
-                let in_use = words(&bitmap).zip(&overwritten);
-                for (kept, (bits, overwritten)) in kept.iter_mut().zip(in_use) {
-                    *kept = bits & !overwritten;
+                for (kept, bits) in kept.iter_mut().zip(words(&bitmap)) {
+                    *kept = bits;
                 }
             }
             visit(difference.snapshot, &kept);
@@ -111,22 +88,17 @@ impl Snapshots {
 
     /// What the snapshots see of a group, newest first.
     fn differences(&self, group: GroupNr, live: &LiveBitmap<'_>) -> Vec<Difference> {
-        let geometry = &self.geometry;
-        let first = geometry.group_first_block(group).0;
-        let end = first + u64::from(geometry.blocks_in_group(group));
-        let (desc_block, _) = geometry.desc_location(group);
+        let (desc_block, _) = self.geometry.desc_location(group);
         let state = self.state.read();
-        let mut differences: Vec<Difference> = state
-            .index
-            .newest_first(first..end)
-            .map(|(id, own)| {
+        let ids = state.index.newest_first();
+        let mut differences: Vec<Difference> = ids
+            .map(|id| {
                 let old = |block| state.index.own(id, block).map(OldContent::Stored);
                 Difference {
                     snapshot: id,
                     counts: state.table.snapshots.iter().any(|record| record.id == id),
                     bitmap: old(live.block.0),
                     desc: old(desc_block.0),
-                    own: own.iter().map(|block| (block - first) as u32).collect(),
                 }
             })
             .collect();
@@ -138,10 +110,6 @@ impl Snapshots {
             };
             newest.bitmap = newest.bitmap.take().or_else(|| pending(live.block.0));
             newest.desc = newest.desc.take().or_else(|| pending(desc_block.0));
-            let waiting = state.pending.range(first..end);
-            newest
-                .own
-                .extend(waiting.map(|(block, _)| (block - first) as u32));
         }
         differences
     }

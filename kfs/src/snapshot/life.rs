@@ -101,6 +101,25 @@ impl Snapshots {
         Ok(record)
     }
 
+    /// The snapshot that the volume is being set back to.
+    pub(crate) fn restoring(&self) -> Option<u32> {
+        self.state.read().table.restoring
+    }
+
+    /// Notes that the volume is to be set back to a snapshot, or that it was.
+    ///
+    /// # Errors
+    /// What the device reports: nobody knows then what is noted.
+    pub(crate) fn set_restoring(&self, snapshot: Option<u32>) -> Result<()> {
+        let store = self.store()?;
+        let mut table = self.state.read().table.clone();
+        table.restoring = snapshot;
+        let written = self.write_table(&store, &table)?;
+        let old = self.replace_table(&mut self.state.write(), table, written);
+        store.release(&old);
+        Ok(())
+    }
+
     /// Takes a snapshot out of the table in memory: from now on nobody can look into it.
     fn take_from_table(&self, name: &str) -> Result<(SnapshotRecord, Table)> {
         let mut state = self.state.write();

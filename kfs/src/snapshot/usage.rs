@@ -71,4 +71,14 @@ impl Snapshots {
             (store.blocks_count() * size, store.blocks_needed() * size)
         })
     }
+
+    /// Blocks that a snapshot sees otherwise than in place: metadata that has changed since.
+    pub(crate) fn changed_blocks(&self, snapshot: u32) -> Vec<u64> {
+        let state = self.state.read();
+        let mut blocks = state.index.blocks_seen_by(snapshot);
+        blocks.extend(state.pending.keys());
+        blocks.sort_unstable();
+        blocks.dedup();
+        blocks
+    }
 }
