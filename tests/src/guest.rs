@@ -103,8 +103,21 @@ impl KernelMount {
         Self::mount(workspace, image, "loop")
     }
 
+    /// Mounts `image` on the workspace's folder `name`, with options of mount(8).
+    pub fn with_options(
+        workspace: &Workspace,
+        image: &Path,
+        name: &str,
+        options: &str,
+    ) -> Result<Self> {
+        Self::mount_on(workspace.path(name), image, options)
+    }
+
     fn mount(workspace: &Workspace, image: &Path, options: &str) -> Result<Self> {
-        let dir = workspace.path("kernel");
+        Self::mount_on(workspace.path("kernel"), image, options)
+    }
+
+    fn mount_on(dir: PathBuf, image: &Path, options: &str) -> Result<Self> {
         fs::create_dir_all(&dir)?;
         run(Command::new("mount")
             .args(["-o", options])
