@@ -36,7 +36,7 @@ pub struct WriteOptions {
 
 impl File<'_> {
     /// Writes `len` bytes of `source` at `offset` and returns how many bytes were written: fewer
-    /// only when the volume is full.
+    /// only when the volume is full, or the file as large as a file can be.
     ///
     /// # Errors
     /// `NoSpace` when not a single byte could be written, `FileTooLarge`, `ReadOnly`, `Io`,
@@ -92,18 +92,29 @@ impl File<'_> {
                 .write_allocating(&mut ahead, end, len, source, options)
                 .map(Some);
         }
-        let end = self.check_range(offset, len as u64)?;
+        let end = self.write_end(offset, len)?;
         if self.meets_kept(offset, end)? {
             return Ok(None);
         }
         if end <= self.inode.size_bytes() && self.is_written(offset, end)? {
             self.overwrite(offset, end, source)?;
             self.touch(options)?;
-            return Ok(Some(len));
+            return Ok(Some((end - offset) as usize));
         }
         let mut ahead = self.inode.allocation.lock();
         self.write_allocating(&mut ahead, offset, len, source, options)
             .map(Some)
+    }
+
+    /// Where a write ends: at the limit of files at the latest.
+    fn write_end(self, offset: u64, len: usize) -> Result<u64> {
+        let end = offset.saturating_add(len as u64);
+        let end = end.min(Self::size_max(self.volume));
+        if end > offset {
+            Ok(end)
+        } else {
+            Err(Error::FileTooLarge)
+        }
     }
 
     /// Whether all of a range is mapped and written.
@@ -172,7 +183,7 @@ impl File<'_> {
         options: WriteOptions,
     ) -> Result<usize> {
         self.inode.check_extents()?;
-        let end = self.check_range(offset, len as u64)?;
+        let end = self.write_end(offset, len)?;
         self.zero_tail(offset)?;
         let mut at = offset;
         while at < end {
