@@ -46,13 +46,16 @@ impl Timestamp {
         }
     }
 
-    /// The two words for an inode; times out of reach become the nearest one that fits.
+    /// The two words for an inode; times out of reach become the nearest one that fits. As in Linux
+    /// the first and the last second have no parts.
     #[must_use]
     pub fn encode(self) -> (u32, u32) {
         let seconds = self.seconds.clamp(Self::MIN_SECONDS, Self::MAX_SECONDS);
+        let is_edge = matches!(seconds, Self::MIN_SECONDS | Self::MAX_SECONDS);
+        let nanoseconds = if is_edge { 0 } else { self.nanoseconds };
         let low = seconds as u32;
         let epoch = ((seconds - i64::from(low.cast_signed())) >> 32) as u32 & 3;
-        (low, epoch | self.nanoseconds.min(999_999_999) << 2)
+        (low, epoch | nanoseconds.min(999_999_999) << 2)
     }
 
     /// The single word for an inode without extra fields; clamped to what fits.
