@@ -22,6 +22,18 @@ pub enum SetMode {
     Create,
     /// Only give it a new value (XATTR_REPLACE).
     Replace,
+    /// Both at once, which always fails: `Exists` or `NoAttribute`.
+    Neither,
+}
+
+impl SetMode {
+    fn creates(self) -> bool {
+        matches!(self, Self::Any | Self::Create)
+    }
+
+    fn replaces(self) -> bool {
+        matches!(self, Self::Any | Self::Replace)
+    }
 }
 
 /// A change of an inode's attributes, ready to be applied.
@@ -63,12 +75,12 @@ impl XattrSet<'_> {
             return self.plan_remove(name);
         };
         let found = self.find(name);
-        match mode {
-            SetMode::Create if found.is_some() && !name.is_acl() => return Err(Error::Exists),
-            SetMode::Replace if found.is_none() && !name.is_acl() => {
-                return Err(Error::NoAttribute);
+        if !name.is_acl() {
+            match found {
+                Some(_) if !mode.replaces() => return Err(Error::Exists),
+                None if !mode.creates() => return Err(Error::NoAttribute),
+                _ => {}
             }
-            _ => {}
         }
         let (index, rest) = name.key();
         let entry = Entry {
