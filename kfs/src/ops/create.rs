@@ -40,7 +40,7 @@ struct WrittenTarget {
 }
 
 /// All that was read and reserved before a new inode is made.
-struct Plan {
+pub(super) struct Plan {
     inode: PlannedInode,
     new: NewInode,
     attributes: Vec<(XattrName, Vec<u8>)>,
@@ -111,7 +111,7 @@ impl Filesystem {
         Ok(CHANGE_CREDITS + 2 * CREDITS_INODE + appends * (ALLOCATE_CREDITS + step))
     }
 
-    fn plan_new(&self, directory: &Inode, node: &NewNode<'_>) -> Result<Plan> {
+    pub(super) fn plan_new(&self, directory: &Inode, node: &NewNode<'_>) -> Result<Plan> {
         let is_directory = node.mode & S_IFMT == S_IFDIR;
         let acls = NewAcls::inherit(self, directory, node.mode, node.umask)?;
         let new = NewInode {
@@ -190,7 +190,7 @@ impl Filesystem {
     }
 
     /// Makes the inode with its attributes and target; undoes that when it fails.
-    fn make(
+    pub(super) fn make(
         &self,
         handle: &mut Handle<'_>,
         directory: &Inode,
@@ -253,7 +253,7 @@ impl Filesystem {
 }
 
 /// Credits for a new inode with attributes and a first block.
-fn new_credits() -> u32 {
+pub(super) fn new_credits() -> u32 {
     const ROOT_STEP: u32 = 8;
     const { assert!(ROOT_STEP < STEP_CREDITS_MAX) };
     ALLOCATE_INODE_CREDITS + CREDITS_INODE + 2 * (ALLOCATE_CREDITS + ROOT_STEP) + xattr::CREDITS + 2

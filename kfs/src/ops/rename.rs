@@ -1,5 +1,6 @@
 //! rename(2), with its variants.
 
+use super::create::{NewNode, Plan, new_credits};
 use super::{LINKS_MAX, file_type};
 use crate::corrupt::Corrupt;
 use crate::dir::{FileName, ParentEntry};
@@ -7,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::fs::Filesystem;
 use crate::ids::InodeNr;
 use crate::inode::{CREDITS_INODE, CREDITS_ORPHAN, Inode};
+use crate::layout::inode::S_IFCHR;
 use crate::storage::Handle;
 use crate::sync::WriteGuard;
 use std::sync::Arc;
@@ -27,6 +29,8 @@ pub enum RenameMode {
 struct Place<'a> {
     directory: &'a Arc<Inode>,
     name: FileName<'a>,
+    /// A node that gets the name when it is free.
+    left_behind: Option<NewNode<'a>>,
 }
 
 /// What is above both directories of a rename between directories.
@@ -50,14 +54,41 @@ impl Filesystem {
         new_name: &[u8],
         mode: RenameMode,
     ) -> Result<()> {
-        let old = Place {
-            directory: old_directory,
-            name: self.visible_name(old_directory, old_name)?,
-        };
-        let new = Place {
-            directory: new_directory,
-            name: self.new_name(new_directory, new_name)?,
-        };
+        let old = Place::new(old_directory, self.visible_name(old_directory, old_name)?);
+        let new = Place::new(new_directory, self.new_name(new_directory, new_name)?);
+        self.rename_places(old, new, mode)
+    }
+
+    /// The same, and the old name becomes that of a whiteout (RENAME_WHITEOUT), as overlayfs wants it:
+    /// a character device with the number zero, of the owner in `node`.
+    ///
+    /// # Errors
+    /// As [`Filesystem::rename`]; `Invalid` with `Exchange`.
+    pub fn rename_with_whiteout(
+        &self,
+        old_directory: &Arc<Inode>,
+        old_name: &[u8],
+        new_directory: &Arc<Inode>,
+        new_name: &[u8],
+        mode: RenameMode,
+        owner: &NewNode<'_>,
+    ) -> Result<()> {
+        if mode == RenameMode::Exchange {
+            return Err(Error::Invalid);
+        }
+        let mut old = Place::new(old_directory, self.visible_name(old_directory, old_name)?);
+        let new = Place::new(new_directory, self.new_name(new_directory, new_name)?);
+        old.left_behind = Some(NewNode {
+            mode: S_IFCHR,
+            uid: owner.uid,
+            gid: owner.gid,
+            ..NewNode::default()
+        });
+        self.rename_places(old, new, mode)
+    }
+
+    fn rename_places(&self, old: Place<'_>, new: Place<'_>, mode: RenameMode) -> Result<()> {
+        let (old_directory, new_directory) = (old.directory, new.directory);
         if old.name.is_dot() || new.name.is_dot() {
             return Err(Error::Busy);
         }
@@ -159,12 +190,16 @@ impl Filesystem {
         }
         let _moved = crosses.then(|| moved.lock_below()).transpose()?;
         let dot_dot = self.parent_entry(moved, crosses)?;
+        let plan = self.plan_left_behind(old)?;
         self.volume
             .transact(self.rename_credits(old, new)?, |handle| {
+                let left = self.make_left_behind(handle, old, plan)?;
                 let kind = file_type(moved.mode());
-                self.directory(new.directory)
-                    .add(handle, new.name, moved.nr(), kind)?;
-                self.directory(old.directory).remove(handle, old.name)?;
+                let added = self
+                    .directory(new.directory)
+                    .add(handle, new.name, moved.nr(), kind);
+                self.discard_unless(added, handle, left.as_ref())?;
+                self.free_name(handle, old, left)?;
                 self.set_parent(handle, moved, dot_dot.as_ref(), new.directory);
                 let change = i32::from(crosses);
                 self.touch_directory(old.directory, handle, -change);
@@ -193,12 +228,16 @@ impl Filesystem {
             return Err(Error::NotEmpty);
         }
         let dot_dot = self.parent_entry(moved, crosses)?;
+        let plan = self.plan_left_behind(old)?;
         self.volume
             .transact(self.rename_credits(old, new)?, |handle| {
+                let left = self.make_left_behind(handle, old, plan)?;
                 let kind = file_type(moved.mode());
-                self.directory(new.directory)
-                    .replace(handle, new.name, moved.nr(), kind)?;
-                self.directory(old.directory).remove(handle, old.name)?;
+                let replaced =
+                    self.directory(new.directory)
+                        .replace(handle, new.name, moved.nr(), kind);
+                self.discard_unless(replaced, handle, left.as_ref())?;
+                self.free_name(handle, old, left)?;
                 self.set_parent(handle, moved, dot_dot.as_ref(), new.directory);
                 // A directory that loses its name takes its link to its parent along.
                 self.touch_directory(old.directory, handle, -i32::from(is_directory));
@@ -259,6 +298,58 @@ impl Filesystem {
             .transpose()
     }
 
+    fn plan_left_behind(&self, old: Place<'_>) -> Result<Option<Plan>> {
+        old.left_behind
+            .map(|node| self.plan_new(old.directory, &node))
+            .transpose()
+    }
+
+    /// Makes what gets the old name, still without a link.
+    fn make_left_behind(
+        &self,
+        handle: &mut Handle<'_>,
+        old: Place<'_>,
+        plan: Option<Plan>,
+    ) -> Result<Option<Arc<Inode>>> {
+        let (Some(plan), Some(node)) = (plan, old.left_behind) else {
+            return Ok(None);
+        };
+        self.make(handle, old.directory, plan, &node).map(Some)
+    }
+
+    /// Unmakes what was to be left behind when the new name could not be given.
+    fn discard_unless<T>(
+        &self,
+        named: Result<T>,
+        handle: &mut Handle<'_>,
+        left: Option<&Arc<Inode>>,
+    ) -> Result<T> {
+        if let (Err(_), Some(left)) = (&named, left) {
+            self.discard(handle, left)?;
+        }
+        named
+    }
+
+    /// Takes the old name away, or gives it to what is left behind.
+    fn free_name(
+        &self,
+        handle: &mut Handle<'_>,
+        old: Place<'_>,
+        left: Option<Arc<Inode>>,
+    ) -> Result<()> {
+        let Some(left) = left else {
+            self.directory(old.directory).remove(handle, old.name)?;
+            return Ok(());
+        };
+        let kind = file_type(left.mode());
+        self.directory(old.directory)
+            .replace(handle, old.name, left.nr(), kind)?;
+        left.update(&self.volume, handle, |state, _| {
+            state.fields_mut().set_links_count(1);
+        });
+        Ok(())
+    }
+
     fn set_parent(
         &self,
         handle: &mut Handle<'_>,
@@ -294,8 +385,19 @@ impl Filesystem {
 
     fn rename_credits(&self, old: Place<'_>, new: Place<'_>) -> Result<u32> {
         let entries = self.entry_credits(old.directory)? + self.entry_credits(new.directory)?;
+        let left = old.left_behind.map_or(0, |_| new_credits());
         // Both inodes, the `..` of both, and an orphan.
-        Ok(entries + 4 * CREDITS_INODE + CREDITS_ORPHAN)
+        Ok(entries + 4 * CREDITS_INODE + CREDITS_ORPHAN + left)
+    }
+}
+
+impl<'a> Place<'a> {
+    fn new(directory: &'a Arc<Inode>, name: FileName<'a>) -> Self {
+        Self {
+            directory,
+            name,
+            left_behind: None,
+        }
     }
 }
 

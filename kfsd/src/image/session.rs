@@ -45,6 +45,12 @@ pub struct Session {
     nodes: Nodes,
 }
 
+/// Whether set-id bits go when somebody changes a file without saying so in the request. Root keeps
+/// them, who has CAP_FSETID; capabilities of files go in any case.
+fn loses_privileges(ctx: &Context) -> bool {
+    ctx.uid != 0
+}
+
 /// What a session never agrees to: locks stay with each guest, and ids are taken as they come.
 const NEVER: InitFlags = InitFlags::POSIX_LOCKS
     .union(InitFlags::FLOCK_LOCKS)
@@ -350,23 +356,33 @@ impl FileSystem for Session {
 
     fn rename(
         &self,
-        _ctx: &Context,
+        ctx: &Context,
         parent: u64,
         name: &[u8],
         new_parent: u64,
         new_name: &[u8],
         flags: u32,
     ) -> Result<()> {
-        let mode = match flags {
+        const WHITEOUT: u32 = 4;
+        let mode = match flags & !WHITEOUT {
             0 => RenameMode::Replace,
             1 => RenameMode::NoReplace,
             2 => RenameMode::Exchange,
             _ => return Err(Errno::INVAL),
         };
         let (old, new) = (self.nodes.get(parent)?, self.nodes.get(new_parent)?);
-        self.filesystem
-            .rename(&old, name, &new, new_name, mode)
-            .map_err(errno(&self.filesystem))
+        let renamed = if flags & WHITEOUT == 0 {
+            self.filesystem.rename(&old, name, &new, new_name, mode)
+        } else {
+            let owner = NewNode {
+                uid: ctx.uid,
+                gid: ctx.gid,
+                ..NewNode::default()
+            };
+            self.filesystem
+                .rename_with_whiteout(&old, name, &new, new_name, mode, &owner)
+        };
+        renamed.map_err(errno(&self.filesystem))
     }
 
     fn link(&self, _ctx: &Context, node: u64, new_parent: u64, new_name: &[u8]) -> Result<Entry> {
@@ -525,6 +541,7 @@ impl FileSystem for Session {
             0 => SetMode::Any,
             1 => SetMode::Create,
             2 => SetMode::Replace,
+            3 => SetMode::Neither,
             _ => return Err(Errno::INVAL),
         };
         let kills = request_flags.contains(SetxattrFlags::ACL_KILL_SGID);
@@ -632,7 +649,7 @@ impl FileSystem for Session {
             _ => return Err(Errno::OPNOTSUPP),
         };
         let inode = self.nodes.get(node)?;
-        let options = Self::write_options(ctx, true, 0);
+        let options = Self::write_options(ctx, loses_privileges(ctx), 0);
         self.filesystem
             .change_space(&inode, offset, len, change, options)
             .map_err(errno(&self.filesystem))
@@ -658,7 +675,7 @@ impl FileSystem for Session {
         let (source, _, source_offset) = range.source;
         let (target, _, target_offset) = range.target;
         let (source, target) = (self.nodes.get(source)?, self.nodes.get(target)?);
-        let options = Self::write_options(ctx, true, 0);
+        let options = Self::write_options(ctx, loses_privileges(ctx), 0);
         let copied = self
             .filesystem
             .copy_range(
