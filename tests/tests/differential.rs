@@ -5,7 +5,9 @@
 //! sequence that differs. `KFS_DIFFERENTIAL_SEEDS` and `KFS_DIFFERENTIAL_OPERATIONS` say how much to do.
 
 use anyhow::{Context, Result, bail, ensure};
-use kfs_tests::differential::{Actor, Duel, Figures, Generator, Operation, USERS, minimize};
+use kfs_tests::differential::{
+    Actor, Difference, Duel, Figures, Generator, Operation, USERS, minimize,
+};
 use kfs_tests::guest::{Daemon, KernelMount, Workspace, e2fsck, run};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -140,7 +142,7 @@ fn fight(seed: u64, operations: usize) -> Result<Figures> {
         Err(difference) => {
             let done = duel.into_operations();
             let shorter = if number("KFS_MINIMIZE")?.is_some() {
-                shorten(&field, done)?
+                shorten(&field, done, &difference)?
             } else {
                 String::new()
             };
@@ -152,7 +154,11 @@ fn fight(seed: u64, operations: usize) -> Result<Figures> {
     }
 }
 
-fn shorten(field: &Field, operations: Vec<Operation>) -> Result<String> {
+fn shorten(field: &Field, operations: Vec<Operation>, wanted: &anyhow::Error) -> Result<String> {
+    let signature = |error: &anyhow::Error| {
+        let difference = error.downcast_ref::<Difference>();
+        difference.map(|difference| difference.signature.clone())
+    };
     let (mut round, mut last) = (0, String::new());
     let deadline = Instant::now() + Duration::from_secs(300);
     let shortest = minimize(operations, |shorter| {
@@ -166,8 +172,11 @@ fn shorten(field: &Field, operations: Vec<Operation>) -> Result<String> {
         match duel.replay(shorter) {
             Ok(()) => false,
             Err(difference) => {
-                last = format!("{difference}");
-                true
+                let same = signature(&difference) == signature(wanted);
+                if same {
+                    last = format!("{difference}");
+                }
+                same
             }
         }
     });

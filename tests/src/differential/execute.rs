@@ -233,7 +233,7 @@ impl Hands {
                 value,
                 flags,
             } => {
-                let flags = XattrFlags::from_bits_retain(*flags);
+                let (value, flags) = (&value.0, XattrFlags::from_bits_retain(*flags));
                 match target {
                     Target::Path(path) => done(f::setxattr(path, name, value, flags)),
                     Target::Link(path) => done(f::lsetxattr(path, name, value, flags)),

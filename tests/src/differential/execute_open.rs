@@ -74,6 +74,10 @@ fn on_open(file: BorrowedFd<'_>, action: &Action) -> Outcome {
         Action::Seek {
             offset, from_end, ..
         } => {
+            // In directories positions are what the file system likes.
+            if !is_regular(file)? {
+                return Ok(None);
+            }
             let from = if *from_end {
                 SeekFrom::End(*offset)
             } else {

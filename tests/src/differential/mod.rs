@@ -24,7 +24,8 @@ pub use generator::Generator;
 pub use operation::{Action, Operation, USERS};
 
 use anyhow::{Context, Result, bail};
-use std::fmt::Write;
+use std::collections::BTreeSet;
+use std::fmt::{self, Write};
 use std::fs;
 use std::path::Path;
 
@@ -56,6 +57,27 @@ pub struct Figures {
     pub pictures: usize,
     /// Lines of the largest picture.
     pub lines: usize,
+}
+
+/// What the sides do not agree on.
+#[derive(Debug)]
+pub struct Difference {
+    /// The same for what is likely to be the same fault.
+    pub signature: String,
+    text: String,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for Difference {}
+
+/// What a line says of a path.
+fn after_path(line: &str) -> &str {
+    line.split_once(": ").map_or(line, |(_, fact)| fact)
 }
 
 impl Duel {
@@ -112,12 +134,20 @@ impl Duel {
             text
         });
         if changes[0] != changes[1] {
-            bail!(
-                "operation {}: {operation:?} ({answer}) changed\n    kfs:\n{}    ext4:\n{}",
-                self.done.len(),
-                changes[0],
-                changes[1]
-            );
+            let differences = changes[0].lines().zip(changes[1].lines());
+            let signature = differences
+                .filter(|(subject, reference)| subject != reference)
+                .map(|(subject, reference)| [subject, reference].map(after_path).join(" / "))
+                .collect::<Vec<_>>();
+            bail!(Difference {
+                signature: format!("{} {signature:?}", operation.action.name()),
+                text: format!(
+                    "operation {}: {operation:?} ({answer}) changed\n    kfs:\n{}    ext4:\n{}",
+                    self.done.len(),
+                    changes[0],
+                    changes[1]
+                ),
+            });
         }
         Ok(answer)
     }
@@ -127,10 +157,18 @@ impl Duel {
         let [subject, reference] = self.sides.each_ref().map(act);
         let (subject, reference) = (subject?, reference?);
         if subject != reference {
-            bail!(
-                "operation {}: {operation:?}\n    kfs:  {subject}\n    ext4: {reference}",
-                self.done.len()
-            );
+            let word = |answer: &Answer| match answer {
+                Answer::Done(_) => "done".into(),
+                other => other.to_string(),
+            };
+            let name = operation.action.name();
+            bail!(Difference {
+                signature: format!("{name} {} / {}", word(&subject), word(&reference)),
+                text: format!(
+                    "operation {}: {operation:?}\n    kfs:  {subject}\n    ext4: {reference}",
+                    self.done.len()
+                ),
+            });
         }
         Ok(reference)
     }
@@ -147,7 +185,7 @@ impl Duel {
     /// Compares the trees; gives the number of lines of their picture.
     ///
     /// # Errors
-    /// When the trees differ; up to 20 lines of each are shown.
+    /// When the trees differ; the first lines are shown.
     pub fn compare_trees(&self) -> Result<usize> {
         let [subject, reference] = self.sides.each_ref().map(|side| {
             let picture = side.actors[0].picture();
@@ -158,15 +196,24 @@ impl Duel {
             return Ok(reference.len());
         }
         let mut text = format!("the trees differ after operation {}\n", self.done.len());
+        let mut kinds = BTreeSet::new();
         for (name, lines, others) in [
             ("kfs", &subject, &reference),
             ("ext4", &reference, &subject),
         ] {
-            for line in lines.iter().filter(|line| !others.contains(line)).take(20) {
-                writeln!(text, "    {name:4}: {line}")?;
+            let others: BTreeSet<_> = others.iter().collect();
+            let differing = lines.iter().filter(|line| !others.contains(line));
+            for line in differing {
+                kinds.insert(after_path(line).split(' ').next().unwrap_or_default());
+                if text.lines().count() < 40 {
+                    writeln!(text, "    {name:4}: {line}")?;
+                }
             }
         }
-        bail!(text)
+        bail!(Difference {
+            signature: format!("{kinds:?}"),
+            text,
+        });
     }
 
     /// Does `count` operations of a generator, comparing trees from time to time and at the end.

@@ -2,6 +2,8 @@
 //!
 //! Everything is in the operation (names, numbers, a seed for bytes): doing it again is doing the same.
 
+use std::fmt;
+
 /// An actor: whose rights it has.
 #[derive(Debug)]
 pub struct User {
@@ -60,6 +62,21 @@ pub enum When {
     Omit,
     /// Seconds and nanoseconds.
     At(i64, i64),
+}
+
+/// The value of an attribute.
+#[derive(Clone)]
+pub struct Value(pub Vec<u8>);
+
+impl fmt::Debug for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.as_slice() {
+            [first, .., last] if self.0.len() > 100 => {
+                write!(f, "{} bytes {first}..{last}", self.0.len())
+            }
+            all => write!(f, "{all:?}"),
+        }
+    }
 }
 
 /// What an operation works on: a path, or an open file.
@@ -139,7 +156,7 @@ pub enum Action {
     SetXattr {
         target: Target,
         name: String,
-        value: Vec<u8>,
+        value: Value,
         flags: u32,
     },
     /// getxattr(2)
@@ -227,6 +244,12 @@ pub enum Action {
 }
 
 impl Action {
+    /// The name of the variant.
+    pub fn name(&self) -> String {
+        let text = format!("{self:?}");
+        text.split(' ').next().unwrap_or_default().to_owned()
+    }
+
     /// The paths that it names, and the directories they are in.
     pub fn paths(&self) -> Vec<String> {
         let target = |target: &Target| match target {
@@ -262,7 +285,8 @@ impl Action {
         paths
     }
 
-    /// The open file that it works on.
+    /// The open file that it changes and whose times then are to be seen at once. FUSE does not ask for
+    /// times after flags were set: they may be a second old.
     pub fn slot(&self) -> Option<usize> {
         let target = |target: &Target| match target {
             Target::Slot(slot) => Some(*slot),
@@ -282,7 +306,6 @@ impl Action {
             | Self::MapWrite { slot, .. }
             | Self::Allocate { slot, .. }
             | Self::CopyRange { to: slot, .. }
-            | Self::SetFlags { slot, .. }
             | Self::LinkSlot { slot, .. } => Some(*slot),
             _ => None,
         }

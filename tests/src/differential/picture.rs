@@ -1,4 +1,6 @@
 //! A picture of a tree: one line for each fact of each file, sorted, to be compared with another.
+//!
+//! A line is the path, ": ", a word for the kind of fact, and the fact.
 
 use super::answer::{bytes, hash};
 use super::execute::{FLAGS, no_cache};
@@ -26,7 +28,8 @@ fn describe(path: &Path, lines: &mut Vec<String>) -> Result<()> {
     let stat = statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW)
         .with_context(|| format!("stat {}", path.display()))?;
     let mut say = |fact: &str| lines.push(format!("{}: {fact}", name_of(path)));
-    say(&format!("{} {}", attributes(&stat), times(&stat)));
+    say(&attributes(&stat));
+    say(&times(&stat));
     for attribute in xattrs(path)? {
         say(&attribute);
     }

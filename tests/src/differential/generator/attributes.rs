@@ -1,7 +1,7 @@
 //! Modes, owners, times, attributes, access control lists and flags are set and asked for.
 
 use super::Generator;
-use crate::differential::operation::{Action, SLOTS, Target, When};
+use crate::differential::operation::{Action, SLOTS, Target, Value, When};
 
 const CREATE: u32 = 1;
 const REPLACE: u32 = 2;
@@ -78,7 +78,7 @@ impl Generator {
             _ => Action::SetXattr {
                 target: Target::Path(self.file()),
                 name: "security.capability".into(),
-                value: CAPABILITY.into(),
+                value: Value(CAPABILITY.into()),
                 flags: 0,
             },
         }
@@ -147,7 +147,7 @@ impl Generator {
         Action::SetXattr {
             target,
             name,
-            value,
+            value: Value(value),
             flags: [0, 0, 0, CREATE, REPLACE, CREATE | REPLACE][self.random.index(6)],
         }
     }
