@@ -109,7 +109,7 @@ impl File<'_> {
     /// Where a write ends: at the limit of files at the latest.
     fn write_end(self, offset: u64, len: usize) -> Result<u64> {
         let end = offset.saturating_add(len as u64);
-        let end = end.min(Self::size_max(self.volume));
+        let end = end.min(self.size_max());
         if end > offset {
             Ok(end)
         } else {

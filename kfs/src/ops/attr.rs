@@ -22,7 +22,8 @@ impl Filesystem {
         attr
     }
 
-    /// Changes attributes and returns the new ones.
+    /// Changes attributes and returns the new ones. An empty change is what FUSE makes
+    /// of chown(2) without any id: the time of change moves.
     ///
     /// # Errors
     /// `NotPermitted` for immutable inodes, `Invalid` for the size of anything but a regular file,
@@ -42,7 +43,7 @@ impl Filesystem {
             size_bytes: None,
             ..*change
         };
-        if rest != SetAttr::default() {
+        if rest != SetAttr::default() || change.size_bytes.is_none() {
             self.set_fields(inode, &rest)?;
         }
         Ok(self.attr(inode))
@@ -101,7 +102,7 @@ impl Filesystem {
                 })
         })?;
         drop(alive);
-        if change.uid.is_some() || change.gid.is_some() {
+        if changes_owner(change) && !inode.is_directory() {
             self.remove_capabilities(inode)?;
         }
         Ok(())
@@ -142,15 +143,19 @@ fn settable_flags(inode: &Inode) -> InodeFlags {
     }
 }
 
+/// Whether this is what chown(2) asks for, if only to set the same owner.
+fn changes_owner(change: &SetAttr) -> bool {
+    change.uid.is_some() || change.gid.is_some()
+}
+
 fn apply(state: &mut InodeState, change: &SetAttr, now: Timestamp) {
     let at = |time| match time {
         TimeChange::Now => now,
         TimeChange::To(time) => time,
     };
     // Kernels that have left it to us (HANDLE_KILLPRIV_V2) do not say so for a change of owner.
-    let changes_owner = change.uid.is_some() || change.gid.is_some();
     let is_directory = state.fields().mode() & S_IFMT == S_IFDIR;
-    if change.kill_privileges || (changes_owner && !is_directory) {
+    if change.kill_privileges || (changes_owner(change) && !is_directory) {
         state.kill_suid_sgid();
     }
     let fields = state.fields_mut();

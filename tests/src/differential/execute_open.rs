@@ -3,7 +3,7 @@
 use super::answer::bytes;
 use super::execute::{FLAGS, Hands, Outcome, done, no_cache};
 use super::operation::Action;
-use rustix::fs::{FallocateFlags, FileType, IFlags, SeekFrom};
+use rustix::fs::{AtFlags, FallocateFlags, FileType, IFlags, SeekFrom, StatxFlags};
 use rustix::io::{Errno, Result};
 use rustix::mm::{MapFlags, MsyncFlags, ProtFlags};
 use std::os::fd::BorrowedFd;
@@ -108,7 +108,15 @@ fn on_open(file: BorrowedFd<'_>, action: &Action) -> Outcome {
             // As chattr does: the flags that are not ours stay.
             let others = rustix::fs::ioctl_getflags(file)?.bits() & !FLAGS;
             let flags = IFlags::from_bits_retain(others | flags);
-            done(rustix::fs::ioctl_setflags(file, flags))
+            let set = rustix::fs::ioctl_setflags(file, flags);
+            // FUSE would show the old time of change for a second.
+            rustix::fs::statx(
+                file,
+                "",
+                AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC,
+                StatxFlags::BASIC_STATS,
+            )?;
+            done(set)
         }
         Action::GetFlags { .. } => {
             let flags = rustix::fs::ioctl_getflags(file)?;

@@ -27,9 +27,22 @@ enum Kind {
     Other,
 }
 
+/// What a generator does, or leaves out.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// Offsets beyond the largest file: not where Linux delays writes for FUSE, whose limit it does not
+    /// know.
+    pub beyond_limits: bool,
+    /// What changes times: not where times have whole seconds only, or Linux keeps them for FUSE.
+    pub watches: bool,
+    /// Immutable and append-only files, which make many operations fail.
+    pub forbids_changes: bool,
+}
+
 /// Makes operations.
 pub struct Generator {
     random: Random,
+    rules: Rules,
     known: BTreeMap<String, Kind>,
     /// What each actor's slots were opened by, as far as is known.
     open: [[Option<String>; SLOTS]; USERS.len()],
@@ -37,9 +50,10 @@ pub struct Generator {
 
 impl Generator {
     /// Operations of a seed.
-    pub fn new(seed: u64) -> Self {
+    pub fn new(seed: u64, rules: Rules) -> Self {
         Self {
             random: Random::new(seed),
+            rules,
             known: BTreeMap::new(),
             open: Default::default(),
         }
@@ -47,7 +61,8 @@ impl Generator {
 
     /// The next operation.
     pub fn next_operation(&mut self) -> Operation {
-        let actor = self.random.index(USERS.len());
+        // Root can do more than others, so that they have something to work on.
+        let actor = [0, 0, 0, 1, 2, 3][self.random.index(2 + USERS.len())];
         let action = match self.random.below(100) {
             0..44 => self.data(actor),
             44..72 => self.names(actor),
@@ -55,7 +70,7 @@ impl Generator {
             _ => self.crowd(),
         };
         let mut watched = Vec::new();
-        if self.random.one_in(WATCH_EVERY) {
+        if self.rules.watches && self.random.one_in(WATCH_EVERY) {
             watched = action.paths();
             let opened = action
                 .slot()
@@ -225,7 +240,17 @@ impl Generator {
         }
     }
 
+    /// Set-group-id bits come with the group's execution bit, without which they are not compared.
     fn mode(&mut self) -> u32 {
+        let mode = self.any_mode();
+        if mode & 0o2000 == 0 {
+            mode
+        } else {
+            mode | 0o010
+        }
+    }
+
+    fn any_mode(&mut self) -> u32 {
         // Mostly such that others can go on.
         match self.random.below(8) {
             0..4 => 0o777,

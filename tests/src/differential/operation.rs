@@ -2,6 +2,7 @@
 //!
 //! Everything is in the operation (names, numbers, a seed for bytes): doing it again is doing the same.
 
+use rustix::fs::IFlags;
 use std::fmt;
 
 /// An actor: whose rights it has.
@@ -248,6 +249,17 @@ impl Action {
     pub fn name(&self) -> String {
         let text = format!("{self:?}");
         text.split(' ').next().unwrap_or_default().to_owned()
+    }
+
+    /// Whether it makes a file immutable or append-only.
+    pub(super) fn forbids_changes(&self) -> bool {
+        let forbidding = IFlags::IMMUTABLE | IFlags::APPEND;
+        matches!(self, Self::SetFlags { flags, .. } if flags & forbidding.bits() != 0)
+    }
+
+    /// Whether it leaves a whiteout where something was.
+    pub(super) fn is_whiteout(&self) -> bool {
+        matches!(self, Self::Rename { flags, .. } if flags & 4 != 0)
     }
 
     /// The paths that it names, and the directories they are in.

@@ -12,6 +12,7 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, pread};
 use std::fs;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -98,17 +99,16 @@ fn xattrs(path: &Path) -> Result<Vec<String>> {
 /// The parts that are no holes, and a hash of the blocks that are not zero.
 fn content(file: &OwnedFd, stat: &Stat) -> Result<Vec<String>> {
     no_cache(file)?;
-    let (mut parts, mut data) = (String::new(), (0u64, 0u64));
-    let mut at = 0;
-    while at < stat.st_size.cast_unsigned() {
-        let start = match seek(file, SeekFrom::Data(at)) {
-            Err(Errno::NXIO) => break,
-            start => start.context("SEEK_DATA")?,
-        };
-        at = seek(file, SeekFrom::Hole(start)).context("SEEK_HOLE")?;
-        parts += &format!(" {start}..{at}");
-        hash_range(file, start..at, &mut data)?;
+    // First all parts: reading fills the cache with more than was asked for.
+    let parts = parts(file, stat)?;
+    let mut data = (0u64, 0u64);
+    for part in &parts {
+        hash_range(file, part.clone(), &mut data)?;
     }
+    let mut parts: String = parts
+        .iter()
+        .map(|part| format!(" {}..{}", part.start, part.end))
+        .collect();
     if parts.len() > 200 {
         parts = format!("{}... {:016x}", &parts[..160], hash(parts.as_bytes()));
     }
@@ -118,8 +118,23 @@ fn content(file: &OwnedFd, stat: &Stat) -> Result<Vec<String>> {
     ])
 }
 
+/// What of a file is no hole.
+fn parts(file: &OwnedFd, stat: &Stat) -> Result<Vec<Range<u64>>> {
+    let mut parts = Vec::new();
+    let mut at = 0;
+    while at < stat.st_size.cast_unsigned() {
+        let start = match seek(file, SeekFrom::Data(at)) {
+            Err(Errno::NXIO) => break,
+            start => start.context("SEEK_DATA")?,
+        };
+        at = seek(file, SeekFrom::Hole(start)).context("SEEK_HOLE")?;
+        parts.push(start..at);
+    }
+    Ok(parts)
+}
+
 /// Adds blocks of 1 KiB that are not zero to their count and hash.
-fn hash_range(file: &OwnedFd, range: std::ops::Range<u64>, data: &mut (u64, u64)) -> Result<()> {
+fn hash_range(file: &OwnedFd, range: Range<u64>, data: &mut (u64, u64)) -> Result<()> {
     let mut buffer = vec![0; 65536];
     let mut at = range.start;
     while at < range.end {

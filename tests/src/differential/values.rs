@@ -9,12 +9,28 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub(super) fn attributes(stat: &Stat) -> String {
     let mut text = format!(
         "mode {:o} owner {}:{} links {} device {:x}",
-        stat.st_mode, stat.st_uid, stat.st_gid, stat.st_nlink, stat.st_rdev
+        shared_mode(stat),
+        stat.st_uid,
+        stat.st_gid,
+        stat.st_nlink,
+        stat.st_rdev
     );
     if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
         write!(text, " size {}", stat.st_size).expect("strings take all");
     }
     text
+}
+
+/// The mode, of files that their group cannot execute without the set-group-id bit, which means nothing
+/// there. When another writes the file, Linux takes it away if that user is not in the group; FUSE
+/// does not say who is, and has it stay.
+fn shared_mode(stat: &Stat) -> u32 {
+    let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+    if is_file && stat.st_mode & 0o010 == 0 {
+        stat.st_mode & !0o2000
+    } else {
+        stat.st_mode
+    }
 }
 
 /// A time as seconds and nanoseconds, or "now" if it was made by a clock in the last hours.
@@ -71,7 +87,10 @@ impl Times {
             "ctime",
             (old.st_ctime, old.st_ctime_nsec) != (new.st_ctime, new.st_ctime_nsec),
         );
-        say("attributes", attributes(old) != attributes(new));
+        let (old, new) = (attributes(old), attributes(new));
+        if old != new {
+            write!(text, " {old} to {new}").expect("strings take all");
+        }
         text
     }
 }

@@ -38,11 +38,7 @@ impl Generator {
                 target,
                 mode: self.mode(),
             },
-            4..7 => Action::Chown {
-                target,
-                uid: self.id(),
-                gid: self.id(),
-            },
+            4..7 => self.chown(target),
             7..10 => Action::SetTimes {
                 target,
                 accessed: self.when(),
@@ -68,7 +64,7 @@ impl Generator {
             },
             27 => Action::SetFlags {
                 slot: self.random.index(SLOTS),
-                flags: [0, 0, 0, 0x10, 0x20, 0x40 | 0x80, 0x8, 0x30][self.random.index(8)],
+                flags: self.flags(),
             },
             // What a privileged program leaves behind, for others to take away by writing.
             28 => Action::Chmod {
@@ -81,6 +77,28 @@ impl Generator {
                 value: Value(CAPABILITY.into()),
                 flags: 0,
             },
+        }
+    }
+
+    /// Always sets something: chown(2) of nothing takes set-id bits away, but FUSE has the same request
+    /// for it as for the removal of capabilities when root writes, which keeps them.
+    fn chown(&mut self, target: Target) -> Action {
+        let (uid, gid) = (self.id(), self.id());
+        let gid = if uid.is_none() {
+            gid.or(Some(3000))
+        } else {
+            gid
+        };
+        Action::Chown { target, uid, gid }
+    }
+
+    /// Those of chattr(1): immutable, append-only, no dump, no times of access, synchronous.
+    fn flags(&mut self) -> u32 {
+        let flags = [0, 0, 0, 0x10, 0x20, 0x40 | 0x80, 0x8, 0x30][self.random.index(8)];
+        if self.rules.forbids_changes {
+            flags
+        } else {
+            flags & !0x30
         }
     }
 

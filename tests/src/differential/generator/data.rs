@@ -17,7 +17,14 @@ impl Generator {
         let slot = (0..3)
             .map(|_| self.random.index(SLOTS))
             .find(|slot| self.open[actor][*slot].is_some());
-        let slot = slot.unwrap_or_else(|| self.random.index(SLOTS));
+        let slot = match slot {
+            Some(slot) => slot,
+            None if self.random.one_in(4) => self.random.index(SLOTS),
+            None => {
+                let slot = self.random.index(SLOTS);
+                return self.open(slot);
+            }
+        };
         let (offset, len) = (self.offset(), self.len());
         let seed = self.random.next() as u8;
         match self.random.below(40) {
@@ -123,7 +130,8 @@ impl Generator {
     /// At or near the edge of a block, mostly within the first MiB.
     fn offset(&mut self) -> u64 {
         let near = [0, 0, 0, 1, self.random.below(4096), 4095, 1024][self.random.index(7)];
-        match self.random.below(60) {
+        let choices = if self.rules.beyond_limits { 60 } else { 58 };
+        match 59 - self.random.below(choices) {
             0 => LARGEST - self.random.below(3) * 4096 + self.random.below(3),
             1 => [LARGEST + 4096, 1 << 45, 1 << 62, i64::MAX.cast_unsigned()][self.random.index(4)],
             2 => self.random.below(1 << 32) * 1024 + near,
