@@ -30,9 +30,15 @@ enum Kind {
 /// What a generator does, or leaves out.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
-    /// Offsets beyond the largest file: not where Linux delays writes for FUSE, whose limit it does not
-    /// know.
+    /// Offsets beyond the largest file, times that no inode holds: not where Linux delays writes for
+    /// FUSE and keeps times itself, because it does not know these limits.
     pub beyond_limits: bool,
+    /// Writing to mapped pages, which lets Linux allocate more than was written: holes are not
+    /// compared then.
+    pub maps: bool,
+    /// File capabilities. There are no punched holes then: beyond the end of a file they leave it
+    /// alone in ext4, but Linux takes capabilities away before it asks FUSE.
+    pub capabilities: bool,
     /// What changes times: not where times have whole seconds only, or Linux keeps them for FUSE.
     pub watches: bool,
     /// Immutable and append-only files, which make many operations fail.

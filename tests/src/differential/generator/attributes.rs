@@ -6,6 +6,8 @@ use crate::differential::operation::{Action, SLOTS, Target, Value, When};
 const CREATE: u32 = 1;
 const REPLACE: u32 = 2;
 
+const CAPABILITY_NAME: &str = "security.capability";
+
 const NAMES: [&str; 13] = [
     "user.a",
     "user.b",
@@ -13,7 +15,7 @@ const NAMES: [&str; 13] = [
     "trusted.a",
     "trusted.overlay.opaque",
     "security.a",
-    "security.capability",
+    CAPABILITY_NAME,
     "system.posix_acl_access",
     "system.posix_acl_default",
     "system.unknown",
@@ -73,7 +75,7 @@ impl Generator {
             },
             _ => Action::SetXattr {
                 target: Target::Path(self.file()),
-                name: "security.capability".into(),
+                name: self.capability(),
                 value: Value(CAPABILITY.into()),
                 flags: 0,
             },
@@ -102,6 +104,15 @@ impl Generator {
         }
     }
 
+    fn capability(&self) -> String {
+        let name = if self.rules.capabilities {
+            CAPABILITY_NAME
+        } else {
+            "security.a"
+        };
+        name.into()
+    }
+
     fn id(&mut self) -> Option<u32> {
         match self.random.below(10) {
             0..3 => None,
@@ -115,7 +126,9 @@ impl Generator {
     }
 
     fn when(&mut self) -> When {
-        match self.random.below(8) {
+        let choice = self.random.below(8);
+        match choice {
+            6 | 7 if !self.rules.beyond_limits => When::Now,
             0..2 => When::Now,
             2..4 => When::Omit,
             4 => When::At(self.random.below(1_000_000_000).cast_signed(), 123_456_789),
@@ -147,6 +160,11 @@ impl Generator {
             5..7 => ACCESS + self.random.index(2),
             _ => self.random.index(NAMES.len()),
         };
+        let index = if NAMES[index] == CAPABILITY_NAME && !self.rules.capabilities {
+            0
+        } else {
+            index
+        };
         let name = match self.random.below(40) {
             0 => format!("user.{}", "n".repeat(200 + self.random.index(60))),
             1..8 => format!("user.{}", self.random.below(40)),
@@ -159,7 +177,7 @@ impl Generator {
         let (index, name) = self.xattr_name();
         let value = match index {
             ACCESS | DEFAULT if name == NAMES[index] => self.acl(),
-            _ if name == "security.capability" => CAPABILITY.into(),
+            _ if name == CAPABILITY_NAME => CAPABILITY.into(),
             _ => self.xattr_value(),
         };
         Action::SetXattr {

@@ -40,7 +40,7 @@ impl Generator {
                 seed,
             },
             23 => Action::MapRead { slot, offset, len },
-            24..26 => Action::MapWrite {
+            24..26 if self.rules.maps => Action::MapWrite {
                 slot,
                 offset,
                 len,
@@ -61,7 +61,7 @@ impl Generator {
                 },
                 from_end: self.random.one_in(2),
             },
-            32..34 => Action::SeekData {
+            32..34 if !self.rules.maps => Action::SeekData {
                 slot,
                 offset,
                 hole: self.random.one_in(2),
@@ -162,18 +162,19 @@ impl Generator {
     }
 
     fn allocate_mode(&mut self) -> u32 {
+        let kinds = if self.rules.capabilities { 6 } else { 11 };
         [
             0,
             0,
             KEEP_SIZE,
+            ZERO_RANGE,
+            ZERO_RANGE | KEEP_SIZE,
+            ZERO_RANGE | PUNCH_HOLE | KEEP_SIZE,
+            ZERO_RANGE,
             PUNCH_HOLE | KEEP_SIZE,
             PUNCH_HOLE | KEEP_SIZE,
             PUNCH_HOLE | KEEP_SIZE,
             PUNCH_HOLE,
-            ZERO_RANGE,
-            ZERO_RANGE,
-            ZERO_RANGE | KEEP_SIZE,
-            ZERO_RANGE | PUNCH_HOLE | KEEP_SIZE,
-        ][self.random.index(11)]
+        ][self.random.index(kinds)]
     }
 }
