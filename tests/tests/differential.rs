@@ -2,7 +2,7 @@
 //!
 //! Needs root, loop devices and /dev/fuse, hence `#[ignore]`: `make test` runs it by name. A difference
 //! names its seed; `KFS_SEED=N` does that one again, `KFS_MINIMIZE=1` also looks for the shortest
-//! sequence that differs. `KFS_DIFFERENTIAL_SEEDS` and `KFS_DIFFERENTIAL_OPERATIONS` say how much to do.
+//! sequence that differs, `KFS_COMPARE_FROM=N` compares the trees after each operation from N on. `KFS_DIFFERENTIAL_SEEDS` and `KFS_DIFFERENTIAL_OPERATIONS` say how much to do.
 
 use anyhow::{Context, Result, bail, ensure};
 use kfs_tests::differential::{
@@ -159,7 +159,15 @@ fn number(name: &str) -> Result<Option<u64>> {
 fn fight(seed: u64, operations: usize) -> Result<Figures> {
     let field = Field::new(seed)?;
     let mut duel = field.duel("duel")?;
-    match duel.run(&mut Generator::new(seed, rules(seed)), operations) {
+    let compare_from = match number("KFS_COMPARE_FROM")? {
+        Some(from) => usize::try_from(from)?,
+        None => operations,
+    };
+    match duel.run(
+        &mut Generator::new(seed, rules(seed)),
+        operations,
+        compare_from,
+    ) {
         Ok(figures) => {
             drop(duel);
             field

@@ -326,3 +326,124 @@ fn special_files_take_few_flags() {
     fs.sync().expect("syncs");
     crash(&device);
 }
+
+/// chown(2) without any id reaches us as a change of nothing: the time of change has to move, and
+/// set-id bits stay, because the same comes when root writes to a program with capabilities.
+#[test]
+fn an_empty_change_moves_the_time_of_change_only() {
+    let (_, fs) = volume(&mkfs::Options::default());
+    let root = fs.root().expect("root");
+    let node = NewNode {
+        mode: 0o104_755,
+        ..NewNode::default()
+    };
+    let inode = fs.create(&root, b"file", &node).expect("creates");
+    let before = fs.attr(&inode);
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    fs.set_attr(&inode, &SetAttr::default()).expect("changes");
+    let after = fs.attr(&inode);
+    assert!(after.ctime > before.ctime, "{before:?} {after:?}");
+    assert_eq!((after.mode, after.mtime), (before.mode, before.mtime));
+}
+
+/// Pages that a mapping wrote took capabilities away, and were lost when the file had become immutable.
+#[test]
+fn delayed_writes_are_not_judged_again() {
+    const CAPABILITY: &[u8] = b"security.capability";
+    let (_, fs) = volume(&mkfs::Options::default());
+    let root = fs.root().expect("root");
+    let node = NewNode {
+        mode: S_IFREG,
+        ..NewNode::default()
+    };
+    let inode = fs.create(&root, b"file", &node).expect("creates");
+    let capability = [
+        1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    ];
+    fs.set_xattr(&inode, CAPABILITY, &capability, kfs::SetMode::Any, false)
+        .expect("sets");
+    fs.set_flags(
+        &inode,
+        kfs::InodeFlags::IMMUTABLE | kfs::InodeFlags::EXTENTS,
+    )
+    .expect("sets flags");
+    let options = WriteOptions {
+        delayed: true,
+        ..WriteOptions::default()
+    };
+    let written = fs.write(&inode, 0, 4, &mut SliceSource::new(b"late"), options);
+    assert_eq!(written.expect("writes"), 4);
+    fs.get_xattr(&inode, CAPABILITY).expect("is still there");
+    let now = fs.write(
+        &inode,
+        0,
+        3,
+        &mut SliceSource::new(b"now"),
+        WriteOptions::default(),
+    );
+    assert!(matches!(now, Err(kfs::Error::NotPermitted)), "{now:?}");
+}
+
+/// A directory lost the capabilities it was given when its owner changed; ext4 keeps them.
+#[test]
+fn directories_keep_capabilities_when_the_owner_changes() {
+    let (_, fs) = volume(&mkfs::Options::default());
+    let root = fs.root().expect("root");
+    let node = NewNode {
+        mode: 0o040_755,
+        ..NewNode::default()
+    };
+    let inode = fs.create(&root, b"folder", &node).expect("creates");
+    let name = b"security.capability";
+    fs.set_xattr(&inode, name, &[1; 20], kfs::SetMode::Any, false)
+        .expect("sets");
+    let change = SetAttr {
+        uid: Some(7),
+        ..SetAttr::default()
+    };
+    fs.set_attr(&inode, &change).expect("changes the owner");
+    fs.get_xattr(&inode, name).expect("is still there");
+}
+
+/// A write that reached over the largest size of files wrote nothing; Linux writes what fits.
+#[test]
+fn a_write_over_the_largest_size_is_cut_short() {
+    let (_, fs) = volume(&mkfs::Options::default());
+    let root = fs.root().expect("root");
+    let node = NewNode {
+        mode: S_IFREG,
+        ..NewNode::default()
+    };
+    let inode = fs.create(&root, b"file", &node).expect("creates");
+    let block = u64::from(fs.space().block_size);
+    let largest = u64::from(u32::MAX) * block;
+    let mut source = SliceSource::new(&[5; 100]);
+    let options = WriteOptions::default();
+    let written = fs.write(&inode, largest - 30, 100, &mut source, options);
+    assert_eq!(written.expect("writes"), 30);
+    let beyond = fs.write(&inode, largest, 1, &mut SliceSource::new(&[5]), options);
+    assert!(
+        matches!(beyond, Err(kfs::Error::FileTooLarge)),
+        "{beyond:?}"
+    );
+}
+
+/// RENAME_WHITEOUT was refused; overlayfs needs it.
+#[test]
+fn a_rename_can_leave_a_whiteout() {
+    let (device, fs) = volume(&mkfs::Options::default());
+    let root = fs.root().expect("root");
+    let node = NewNode {
+        mode: S_IFREG,
+        ..NewNode::default()
+    };
+    fs.create(&root, b"old", &node).expect("creates");
+    let mode = kfs::RenameMode::Replace;
+    fs.rename_with_whiteout(&root, b"old", &root, b"new", mode, &NewNode::default())
+        .expect("renames");
+    let whiteout = fs.lookup(&root, b"old").expect("is there");
+    let attr = fs.attr(&whiteout);
+    assert_eq!((attr.mode, attr.links), (0o020_000, 1));
+    fs.sync().expect("syncs");
+    crash(&device);
+}

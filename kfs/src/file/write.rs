@@ -32,6 +32,9 @@ pub struct WriteOptions {
     pub privileged: bool,
     /// Write at the end of the file, whatever the offset says.
     pub append: bool,
+    /// Bytes that a client's kernel took earlier, when it asked what is to be asked: they are written
+    /// whatever became of the file since, and take no capabilities away.
+    pub delayed: bool,
 }
 
 impl File<'_> {

@@ -42,11 +42,13 @@ impl Filesystem {
         options: WriteOptions,
     ) -> Result<usize> {
         check_file(inode)?;
-        let flags = inode.state().fields().flags();
-        if flags.contains(InodeFlags::IMMUTABLE) {
-            return Err(Error::NotPermitted);
+        if !options.delayed {
+            let flags = inode.state().fields().flags();
+            if flags.contains(InodeFlags::IMMUTABLE) {
+                return Err(Error::NotPermitted);
+            }
+            self.remove_capabilities(inode)?;
         }
-        self.remove_capabilities(inode)?;
         self.file(inode).write(offset, len, source, options)
     }
 

@@ -198,6 +198,7 @@ impl Session {
             kill_privileges: kills,
             privileged: ctx.uid == 0,
             append: fh & FH_APPEND != 0,
+            delayed: false,
         }
     }
 }
@@ -489,7 +490,11 @@ impl FileSystem for Session {
         let inode = self.nodes.get(node)?;
         let is_cached = flags.contains(WriteFlags::CACHE);
         let fh = if is_cached { 0 } else { fh };
-        let options = Self::write_options(ctx, flags.contains(WriteFlags::KILL_SUIDGID), fh);
+        let kills = flags.contains(WriteFlags::KILL_SUIDGID);
+        let options = WriteOptions {
+            delayed: is_cached,
+            ..Self::write_options(ctx, kills, fh)
+        };
         let len = data.remaining();
         let written = self
             .filesystem

@@ -242,17 +242,26 @@ impl Duel {
                 }
             }
         }
+        if let Some(last) = self.done.last() {
+            writeln!(text, "    the last: {last:?}")?;
+        }
         bail!(Difference {
             signature: format!("{kinds:?}"),
             text,
         });
     }
 
-    /// Does `count` operations of a generator, comparing trees from time to time and at the end.
+    /// Does `count` operations of a generator, comparing trees from time to time, after each
+    /// operation from number `compare_from` on, and at the end.
     ///
     /// # Errors
     /// The first difference.
-    pub fn run(&mut self, generator: &mut Generator, count: usize) -> Result<Figures> {
+    pub fn run(
+        &mut self,
+        generator: &mut Generator,
+        count: usize,
+        compare_from: usize,
+    ) -> Result<Figures> {
         let mut figures = Figures::default();
         for number in 1..=count {
             let operation = generator.next_operation();
@@ -264,7 +273,7 @@ impl Duel {
             action[1] += 1;
             figures.watched += usize::from(!operation.watched.is_empty());
             figures.succeeded += usize::from(answer.is_success());
-            if number % COMPARE_EVERY == 0 || number == count {
+            if number % COMPARE_EVERY == 0 || number >= compare_from || number == count {
                 figures.lines = figures.lines.max(self.compare_trees()?);
                 figures.pictures += 1;
             }

@@ -44,13 +44,21 @@ pub(super) fn time(seconds: i64, nanoseconds: i64) -> String {
     }
 }
 
-/// Times of last access and modification.
+/// Times of last access and modification; of a FIFO, nothing: what is written to one leaves no mark
+/// where FUSE serves it.
 pub(super) fn times(stat: &Stat) -> String {
+    if is_fifo(stat) {
+        return "times of a FIFO".into();
+    }
     format!(
         "accessed {} modified {}",
         time(stat.st_atime, stat.st_atime_nsec.cast_signed()),
         time(stat.st_mtime, stat.st_mtime_nsec.cast_signed())
     )
+}
+
+fn is_fifo(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::Fifo
 }
 
 /// What of a file is compared before and after an operation.
@@ -70,7 +78,7 @@ impl Times {
         };
         let mut text = String::new();
         let mut say = |name, differs| {
-            if differs {
+            if differs && !is_fifo(new) {
                 write!(text, " {name}").expect("strings take all");
             }
         };

@@ -46,12 +46,7 @@ impl Generator {
                 len,
                 seed,
             },
-            26..31 => Action::Allocate {
-                slot,
-                mode: self.allocate_mode(),
-                offset,
-                len: self.allocate_len(),
-            },
+            26..31 => self.allocate(slot, offset),
             31 => Action::Seek {
                 slot,
                 offset: if self.random.one_in(4) {
@@ -148,6 +143,22 @@ impl Generator {
             7..12 => self.random.index(20) * 1024 + self.random.index(3),
             12..19 => 1 + self.random.index(20_000),
             _ => self.random.index(200_000),
+        }
+    }
+
+    /// Where holes are compared, zeroed ranges have whole blocks: of others Linux may write the ends, and
+    /// may leave them unwritten.
+    fn allocate(&mut self, slot: usize, offset: u64) -> Action {
+        let (mode, mut offset, mut len) = (self.allocate_mode(), offset, self.allocate_len());
+        if mode & ZERO_RANGE != 0 && !self.rules.maps {
+            offset -= offset % 4096;
+            len -= len % 4096;
+        }
+        Action::Allocate {
+            slot,
+            mode,
+            offset,
+            len,
         }
     }
 
