@@ -120,7 +120,7 @@ fn rules(seed: u64) -> Rules {
         maps: seed % 3 == 1,
         capabilities: seed % 7 < 3,
         watches: !writes_back(seed) && !image_options(seed).contains(&"128"),
-        forbids_changes: seed % 2 == 0,
+        forbids_changes: seed % 2 == 0 && !writes_back(seed),
     }
 }
 

@@ -384,6 +384,30 @@ fn delayed_writes_are_not_judged_again() {
     assert!(matches!(now, Err(kfs::Error::NotPermitted)), "{now:?}");
 }
 
+/// An access list that says no more than the permission bits moved them, but no time.
+#[test]
+fn a_list_that_the_mode_can_hold_moves_the_time_of_change() {
+    let (_, fs) = volume(&mkfs::Options::default());
+    let root = fs.root().expect("root");
+    let node = NewNode {
+        mode: 0o100_700,
+        ..NewNode::default()
+    };
+    let inode = fs.create(&root, b"file", &node).expect("creates");
+    let before = fs.attr(&inode);
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    let mut list = vec![2, 0, 0, 0];
+    for (tag, permissions) in [(1, 7), (4, 5), (32, 7)] {
+        list.extend([tag, 0, permissions, 0, 255, 255, 255, 255]);
+    }
+    let name = b"system.posix_acl_access";
+    fs.set_xattr(&inode, name, &list, kfs::SetMode::Any, false)
+        .expect("sets");
+    let after = fs.attr(&inode);
+    assert_eq!(after.mode, 0o100_757);
+    assert!(after.ctime > before.ctime, "{before:?} {after:?}");
+}
+
 /// A directory lost the capabilities it was given when its owner changed; ext4 keeps them.
 #[test]
 fn directories_keep_capabilities_when_the_owner_changes() {

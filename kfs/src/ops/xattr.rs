@@ -76,6 +76,7 @@ impl Filesystem {
     ) -> Result<()> {
         let name = XattrName::parse(name)?;
         let (permissions, value) = self.acl_to_set(inode, &name, value)?;
+        let now = self.volume.now();
         let _alive = inode.io.read();
         self.with_space(|| {
             self.volume.transact(change_credits(), |handle| {
@@ -83,6 +84,8 @@ impl Filesystem {
                 inode.update(&self.volume, handle, |state, _| {
                     let fields = state.fields_mut();
                     if let Some(permissions) = permissions {
+                        // The list itself may be no change, when the bits say it all.
+                        fields.set_ctime(now);
                         let rest = fields.mode() & (S_IFMT | 0o7000);
                         let kept = if kill_sgid { rest & !0o2000 } else { rest };
                         fields.set_mode(kept | permissions);

@@ -41,7 +41,8 @@ pub struct Rules {
     pub capabilities: bool,
     /// What changes times: not where times have whole seconds only, or Linux keeps them for FUSE.
     pub watches: bool,
-    /// Immutable and append-only files, which make many operations fail.
+    /// Immutable and append-only files, which make many operations fail: not where Linux delays writes
+    /// for FUSE, because it does not know these flags.
     pub forbids_changes: bool,
 }
 

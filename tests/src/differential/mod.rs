@@ -197,7 +197,8 @@ impl Duel {
     /// it asks for much else; of FUSE it does not know these flags, and asks us last, or not at all.
     fn agree(&self, action: &Action, subject: &Answer, reference: &Answer) -> bool {
         let is_about_flags = self.flags_are_set && *reference == Answer::Failed(Errno::PERM);
-        let is_refused = !subject.is_success() || matches!(action, Action::Access { .. });
+        let is_refused = !subject.is_success()
+            || matches!(action, Action::Access { .. } | Action::RemoveXattr { .. });
         subject == reference || is_about_flags && is_refused
     }
 

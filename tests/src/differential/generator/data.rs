@@ -149,7 +149,8 @@ impl Generator {
     /// Where holes are compared, zeroed ranges have whole blocks: of others Linux may write the ends, and
     /// may leave them unwritten.
     fn allocate(&mut self, slot: usize, offset: u64) -> Action {
-        let (mode, mut offset, mut len) = (self.allocate_mode(), offset, self.allocate_len());
+        let mode = self.allocate_mode();
+        let (mut offset, mut len) = (offset, self.allocate_len(mode));
         if mode & ZERO_RANGE != 0 && !self.rules.maps {
             offset -= offset % 4096;
             len -= len % 4096;
@@ -162,10 +163,14 @@ impl Generator {
         }
     }
 
-    fn allocate_len(&mut self) -> u64 {
+    /// All of a file, or too much; never more than the disk has, of which Linux gives what there is and
+    /// says that it could not.
+    fn allocate_len(&mut self, mode: u32) -> u64 {
         match self.random.below(30) {
             0 => 0,
-            1 => LARGEST,
+            1 if mode & PUNCH_HOLE != 0 => LARGEST,
+            // Linux takes capabilities away before it asks FUSE for what cannot be.
+            1 if !self.rules.capabilities => 1 << 45,
             2..6 => self.random.below(2 << 20),
             6..18 => self.random.below(40) * 4096,
             _ => 1 + self.random.below(60_000),
