@@ -21,6 +21,8 @@ part() {
 }
 
 part fsx 50 "200000 operations" tests/scripts/fsx.sh 200000 {}
+part differential 200 "5000 operations" env KFS_SEED={} KFS_DIFFERENTIAL_OPERATIONS=5000 \
+    cargo test -q -p kfs-tests --test differential -- --ignored --nocapture
 part pjdfstest 50 "397 tests" tests/scripts/pjdfstest.sh
 part threads 50 "2000 concurrent histories of each of 4 kinds" env KFS_CONCURRENT_SEEDS=2000 KFS_CONCURRENT_FIRST={}000000 cargo test -q -p kfs-tests --test concurrent
 part fuzz 20 "500000 executions" tests/scripts/fuzz.sh round {}

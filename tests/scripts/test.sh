@@ -42,6 +42,7 @@ step block-devices cargo test -p kfs-disk --test block_device -- --ignored
 step linux-images env KFS_BIN_DIR=target/debug tests/scripts/linux-images.sh
 step snapshots env KFS_BIN_DIR=target/debug tests/scripts/snapshots.sh
 step pjdfstest env KFS_BIN_DIR=target/debug tests/scripts/pjdfstest.sh
+step differential cargo test -p kfs-tests --test differential -- --ignored --nocapture
 step fsx env KFS_BIN_DIR=target/debug tests/scripts/fsx.sh 200000 1
 step fuzz tests/scripts/fuzz.sh quick 56
 step prepare tests/guest/prepare.sh --programs

@@ -115,10 +115,11 @@ impl Field {
 }
 
 fn rules(seed: u64) -> Rules {
+    let has_capabilities = seed % 7 < 3;
     Rules {
-        beyond_limits: !writes_back(seed),
+        beyond_limits: !writes_back(seed) && !has_capabilities,
         maps: seed % 3 == 1,
-        capabilities: seed % 7 < 3,
+        capabilities: has_capabilities,
         watches: !writes_back(seed) && !image_options(seed).contains(&"128"),
         forbids_changes: seed % 2 == 0 && !writes_back(seed),
     }

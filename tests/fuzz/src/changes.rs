@@ -181,6 +181,7 @@ impl<'f> Changes<'f> {
             append: kind & 1 != 0,
             kill_privileges: kind & 2 != 0,
             privileged: kind & 4 != 0,
+            delayed: kind & 8 != 0,
         };
         let mut source = SliceSource::new(&content);
         self.fs

@@ -31,7 +31,8 @@ enum Kind {
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
     /// Offsets beyond the largest file, times that no inode holds: not where Linux delays writes for
-    /// FUSE and keeps times itself, because it does not know these limits.
+    /// FUSE and keeps times itself, because it does not know these limits; nor where there are
+    /// capabilities, which it takes away before it asks.
     pub beyond_limits: bool,
     /// Writing to mapped pages, which lets Linux allocate more than was written: holes are not
     /// compared then.
