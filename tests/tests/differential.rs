@@ -121,7 +121,7 @@ fn rules(seed: u64) -> Rules {
         maps: seed % 3 == 1,
         capabilities: has_capabilities,
         watches: !writes_back(seed) && !image_options(seed).contains(&"128"),
-        forbids_changes: seed % 2 == 0 && !writes_back(seed),
+        forbids_changes: seed.is_multiple_of(2) && !writes_back(seed),
     }
 }
 
