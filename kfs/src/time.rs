@@ -141,8 +141,8 @@ mod tests {
             i64::from(i32::MAX) + 1,
             i64::from(u32::MAX),
             i64::from(u32::MAX) + 1,
-            Timestamp::MIN_SECONDS,
-            Timestamp::MAX_SECONDS,
+            Timestamp::MIN_SECONDS + 1,
+            Timestamp::MAX_SECONDS - 1,
         ];
         for seconds in seconds {
             let time = Timestamp {
@@ -151,6 +151,19 @@ mod tests {
             };
             let (low, extra) = time.encode();
             assert_eq!(Timestamp::decode(low, Some(extra)), time);
+        }
+    }
+
+    #[test]
+    fn the_first_and_the_last_second_have_no_parts() {
+        for seconds in [Timestamp::MIN_SECONDS, Timestamp::MAX_SECONDS] {
+            let time = Timestamp {
+                seconds,
+                nanoseconds: 999_999_999,
+            };
+            let (low, extra) = time.encode();
+            let whole = Timestamp::from_seconds(seconds);
+            assert_eq!(Timestamp::decode(low, Some(extra)), whole);
         }
     }
 
