@@ -327,8 +327,8 @@ impl TryFrom<Args> for Config {
             }
             args.readonly = true;
         }
-        let schedule = Schedule::from_args(&args)?;
         let read_only = args.readonly || mount_options.is_read_only();
+        let schedule = Schedule::from_args(&args, read_only)?;
         if read_only {
             mount_options.set_read_only();
         }

@@ -28,7 +28,7 @@ pub struct Schedule {
 
 impl Schedule {
     /// What the command line says, if it does.
-    pub(crate) fn from_args(args: &Args) -> Result<Option<Self>, ConfigError> {
+    pub(crate) fn from_args(args: &Args, read_only: bool) -> Result<Option<Self>, ConfigError> {
         let needs = |option: &str, needs| {
             let option = option.into();
             Err(ConfigError::Needs { option, needs })
@@ -39,8 +39,8 @@ impl Schedule {
             }
             return Ok(None);
         };
-        if args.image.is_none() || args.readonly {
-            return needs("--snapshot-every", "--image, and without --readonly");
+        if args.image.is_none() || read_only {
+            return needs("--snapshot-every", "--image that takes changes");
         }
         Ok(Some(Self {
             every,

@@ -23,8 +23,8 @@ impl File<'_> {
             return Ok(false);
         }
         let size = self.inode.size_bytes();
-        // What lies behind the end of the file has no data, but for the rest of the last block.
-        let (from, end) = (offset.min(size), end.min(size + self.volume.block_size()));
+        // What lies between the end of the file and the write may have to be zeroed.
+        let from = offset.min(size);
         let mut logical = self.block_of(from)?;
         let mut left = self.blocks_spanned(from, end.max(from + 1));
         while left > 0 {

@@ -28,6 +28,9 @@ use kfs_disk::BlockDevice;
 use std::collections::{BTreeSet, HashMap};
 use zerocopy::FromBytes;
 
+/// Blocks of the store that are made ready beyond those needed: a crash in the middle wastes some.
+const SPARE_BLOCKS: u32 = 1024;
+
 /// Blocks written back in one transaction.
 const BATCH_BLOCKS: usize = 64;
 
@@ -59,8 +62,8 @@ impl Filesystem {
         let target = snapshots.find(name)?;
         self.create_snapshot(undo, &format!("before the volume was set back to '{name}'"))?;
         let count = snapshots.changed_blocks(target.id).len();
-        self.volume
-            .grow_store(u32::try_from(count).unwrap_or(u32::MAX))?;
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        self.volume.grow_store(count.saturating_add(SPARE_BLOCKS))?;
         self.volume.journal.quiesce(|| {
             self.volume.set_read_only(ReadOnlyReason::Closed);
             snapshots.set_restoring(Some(target.id))

@@ -72,7 +72,7 @@ impl Filesystem {
         }
         let snapshots = &self.volume.snapshots;
         let deleted = snapshots.delete(name).inspect_err(|error| {
-            if !matches!(error, Error::NotFound | Error::Busy) {
+            if matches!(error, Error::Io { .. } | Error::Device { .. }) {
                 self.volume.journal.abort(error);
             }
         })?;
@@ -251,13 +251,22 @@ impl Filesystem {
     }
 
     fn make_store(&self) -> Result<()> {
-        let root = self.root()?;
         if self.find_store()?.is_some() {
             log::error!("the root directory has an entry .kfs, which snapshots need: rename it");
             return Err(Error::Exists);
         }
         self.hides_store.store(true, Ordering::Release);
+        self.make_store_file().inspect_err(|_| {
+            // What is left, if anything, is put away by the next open.
+            if let Err(error) = self.remove_store() {
+                log::warn!("putting the unfinished snapshot store away: {error}");
+            }
+        })
+    }
+
+    fn make_store_file(&self) -> Result<()> {
         self.set_snapshot_feature(true)?;
+        let root = self.root()?;
         let node = |mode| NewNode {
             mode,
             ..NewNode::default()
@@ -273,15 +282,9 @@ impl Filesystem {
                 .update_superblock(handle, |raw| raw.s_snapshot_inum.set(nr.0));
             Ok(())
         })?;
-        let made = self
-            .volume
+        self.volume
             .snapshots
-            .make_store(&self.volume.growth_parts(), nr);
-        if let Err(error) = made {
-            self.remove_store()?;
-            return Err(error);
-        }
-        Ok(())
+            .make_store(&self.volume.growth_parts(), nr)
     }
 
     fn remove_store(&self) -> Result<()> {

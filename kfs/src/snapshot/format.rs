@@ -78,6 +78,8 @@ pub(super) enum Kind {
         /// Bytes of it.
         bytes: u32,
     },
+    /// Nothing: a crash has torn what was there.
+    Void,
 }
 
 /// One block of a batch.
@@ -144,6 +146,7 @@ impl Batch {
         let (kind, snapshot, bytes) = match self.kind {
             Kind::PreImages { snapshot } => (1, snapshot, 0),
             Kind::Table { bytes } => (2, 0, bytes),
+            Kind::Void => (3, 0, 0),
         };
         let mut raw = RawBatch {
             magic: BATCH_MAGIC,
@@ -195,6 +198,7 @@ impl Batch {
             2 => Kind::Table {
                 bytes: raw.bytes.get(),
             },
+            3 => Kind::Void,
             _ => return None,
         };
         let entries = entries.chunks_exact(ENTRY_SIZE).map(|bytes| {

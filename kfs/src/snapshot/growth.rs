@@ -156,7 +156,10 @@ impl Snapshots {
         let sectors = i64::from(self.geometry.block_size / 512);
         let before = inode.blocks_512(&self.geometry);
         let added = (i64::from(len) + nodes.net()) * sectors;
-        inode.set_blocks_512(&self.geometry, before.saturating_add_signed(added))?;
+        let after = before.saturating_add_signed(added);
+        inode
+            .set_blocks_512(&self.geometry, after)
+            .inspect_err(|error| handle.abort(error))?;
         let blocks = u64::from(logical) + u64::from(len);
         inode.set_size_bytes(blocks * u64::from(self.geometry.block_size));
         inode.update_checksum(&self.geometry, file.nr);

@@ -92,7 +92,15 @@ impl Snapshots {
     pub(crate) fn delete(&self, name: &str) -> Result<SnapshotRecord> {
         let store = self.store().map_err(|_| Error::NotFound)?;
         let (record, table) = self.take_from_table(name)?;
-        let written = self.write_table(&store, &table)?;
+        let written = self.write_table(&store, &table).inspect_err(|error| {
+            if matches!(error, Error::SnapshotStoreFull) {
+                // Nothing was written: it is there still.
+                let mut state = self.state.write();
+                let records = &mut state.table.snapshots;
+                let at = records.partition_point(|other| other.id < record.id);
+                records.insert(at, record.clone());
+            }
+        })?;
         let mut state = self.state.write();
         state.index.retire(&table.ids());
         let old = self.replace_table(&mut state, table, written);

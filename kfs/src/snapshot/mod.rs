@@ -36,6 +36,7 @@ pub use table::{COMMENT_MAX, NAME_MAX, SnapshotRecord};
 pub use usage::SnapshotUsage;
 pub use view::SnapshotDevice;
 
+use crate::corrupt::Corrupt;
 use crate::error::{Error, Result};
 use crate::ids::{BlockNr, InodeNr, Run, Tid};
 use crate::layout::Geometry;
@@ -124,17 +125,14 @@ impl Snapshots {
     /// `Corrupt::SnapshotTable`, `Io`.
     pub fn attach(&self, inode: InodeNr, runs: &[Run]) -> Result<bool> {
         let opened = Store::open(Arc::clone(&self.device), self.geometry.block_size, runs)?;
-        let Some((store, found)) = opened else {
+        let Some((store, mut found)) = opened else {
+            return Ok(false);
+        };
+        self.void_torn(&store, &mut found)?;
+        let Some((table, locations)) = self.newest_table(&store, &found)? else {
             return Ok(false);
         };
         let mut state = State::default();
-        let table = found
-            .iter()
-            .rev()
-            .find_map(|found| read_table(&store, self.geometry.block_size as usize, found));
-        let Some((table, locations)) = table else {
-            return Ok(false);
-        };
         for location in &locations {
             store.need(*location);
         }
@@ -142,14 +140,12 @@ impl Snapshots {
         for id in table.ids() {
             state.index.add(id);
         }
-        let last_commit = found.last().map_or(0, |found| found.batch.commit);
         for found in &found {
-            let is_last = found.batch.commit == last_commit;
-            self.enter(&store, &mut state.index, found, is_last)?;
+            enter(&store, &mut state.index, found);
         }
         let newest_used = found.iter().filter_map(|found| match found.batch.kind {
             Kind::PreImages { snapshot } => Some(snapshot),
-            Kind::Table { .. } => None,
+            Kind::Table { .. } | Kind::Void => None,
         });
         state.table = table;
         state.table.next_id = state
@@ -164,30 +160,79 @@ impl Snapshots {
         Ok(is_active)
     }
 
-    /// Enters the pre-images of a batch. What a crash has torn is of the last commit, and of blocks that
-    /// its transaction did not get to change.
-    fn enter(&self, store: &Store, index: &mut Index, found: &Found, check: bool) -> Result<()> {
-        let Kind::PreImages { snapshot } = found.batch.kind else {
-            return Ok(());
-        };
-        let mut content = vec![0; self.geometry.block_size as usize];
-        for (block, entry) in (found.first..).zip(&found.batch.entries) {
+    /// What a crash has torn is in the last commit of pre-images, or the last table. If any of it is,
+    /// the transaction has not committed: all of it is voided, in the store, too, as nobody could tell
+    /// later.
+    fn void_torn(&self, store: &Store, found: &mut [Found]) -> Result<()> {
+        let is_table = |found: &Found| matches!(found.batch.kind, Kind::Table { .. });
+        for tables in [true, false] {
+            let same_kind =
+                |found: &&mut Found| is_table(found) == tables && found.batch.kind != Kind::Void;
+            let commits = found.iter_mut().filter(same_kind).map(|f| f.batch.commit);
+            let Some(last) = commits.max() else { continue };
+            let last: Vec<&mut Found> = found
+                .iter_mut()
+                .filter(same_kind)
+                .filter(|found| found.batch.commit == last)
+                .collect();
+            let mut is_whole = true;
+            for found in &last {
+                is_whole &= store.is_whole(found)?;
+            }
+            if is_whole {
+                continue;
+            }
+            for found in last {
+                if !self.device.is_read_only() {
+                    store.void(found)?;
+                }
+                found.batch.kind = Kind::Void;
+            }
+        }
+        Ok(())
+    }
+
+    /// The newest table with the blocks that hold it; `None` where no snapshot was ever taken.
+    fn newest_table(
+        &self,
+        store: &Store,
+        found: &[Found],
+    ) -> Result<Option<(Table, Vec<Location>)>> {
+        let tables = |found: &&Found| matches!(found.batch.kind, Kind::Table { .. });
+        if let Some(newest) = found.iter().rev().find(tables) {
+            return self.read_table(store, newest).map(Some);
+        }
+        // The first one's superblock comes before the first table.
+        let pre_images = found.iter().filter(|found| found.batch.kind != Kind::Void);
+        if pre_images.count() > 1 {
+            let what = "it has no table";
+            return Err(Corrupt::SnapshotStore { what }.into());
+        }
+        Ok(None)
+    }
+
+    fn read_table(&self, store: &Store, found: &Found) -> Result<(Table, Vec<Location>)> {
+        let size = self.geometry.block_size as usize;
+        let mut table = vec![0; found.batch.entries.len() * size];
+        let mut locations = Vec::new();
+        let blocks = (found.first..).zip(&found.batch.entries);
+        for ((block, entry), content) in blocks.zip(table.chunks_exact_mut(size)) {
             let location = Location {
                 block,
                 checksum: entry.checksum,
             };
-            if check {
-                match store.read_content(location, &mut content) {
-                    Ok(()) => {}
-                    Err(Error::Corrupt(_)) => continue,
-                    Err(error) => return Err(error),
-                }
-            }
-            if index.insert(snapshot, entry.block, location) {
-                store.need(location);
-            }
+            store.read_content(location, content)?;
+            locations.push(location);
         }
-        Ok(())
+        let bytes = match found.batch.kind {
+            Kind::Table { bytes } => bytes as usize,
+            _ => 0,
+        };
+        let table = table.get(..bytes).and_then(Table::decode);
+        let table = table.ok_or(Corrupt::SnapshotStore {
+            what: "its table makes no sense",
+        })?;
+        Ok((table, locations))
     }
 
     fn set_active(&self, is_active: bool) {
@@ -258,24 +303,18 @@ impl Snapshots {
     }
 }
 
-/// The table in a batch, with the blocks that hold it, if it is one and whole.
-fn read_table(store: &Store, block_size: usize, found: &Found) -> Option<(Table, Vec<Location>)> {
-    let Kind::Table { bytes } = found.batch.kind else {
-        return None;
+/// Enters the pre-images of a batch.
+fn enter(store: &Store, index: &mut Index, found: &Found) {
+    let Kind::PreImages { snapshot } = found.batch.kind else {
+        return;
     };
-    let mut table = vec![0; found.batch.entries.len() * block_size];
-    let mut locations = Vec::new();
-    for ((block, entry), content) in (found.first..)
-        .zip(&found.batch.entries)
-        .zip(table.chunks_exact_mut(block_size))
-    {
+    for (block, entry) in (found.first..).zip(&found.batch.entries) {
         let location = Location {
             block,
             checksum: entry.checksum,
         };
-        store.read_content(location, content).ok()?;
-        locations.push(location);
+        if index.insert(snapshot, entry.block, location) {
+            store.need(location);
+        }
     }
-    let table = Table::decode(table.get(..bytes as usize)?)?;
-    Some((table, locations))
 }

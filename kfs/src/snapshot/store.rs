@@ -214,7 +214,7 @@ impl Store {
             // A table is one batch.
             let least = match kind {
                 Kind::Table { .. } => rest.len(),
-                Kind::PreImages { .. } => 1,
+                Kind::PreImages { .. } | Kind::Void => 1,
             };
             let most = rest.len().min(entries_max(self.block_size));
             if least > most {
@@ -261,6 +261,41 @@ impl Store {
         blocks.push(&batch);
         blocks.extend(content.iter().map(|(_, bytes)| *bytes));
         self.write(first + content.len() as u32 - blocks.len() as u32, &blocks)
+    }
+
+    /// Whether all blocks of a batch are what its head says.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(super) fn is_whole(&self, found: &Found) -> Result<bool> {
+        let mut content = vec![0; self.block_size];
+        for (block, entry) in (found.first..).zip(&found.batch.entries) {
+            let checksum = entry.checksum;
+            match self.read_content(Location { block, checksum }, &mut content) {
+                Ok(()) => {}
+                Err(Error::Corrupt(_)) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Makes nothing of a batch, also for who reads the store next. What follows it in its segment
+    /// still counts.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub(super) fn void(&self, found: &Found) -> Result<()> {
+        let batch = Batch {
+            kind: Kind::Void,
+            ..found.batch.clone()
+        };
+        let head = batch.encode(self.block_size, self.id, found.order.0);
+        self.write(found.first - 1, &[&head])?;
+        self.device.flush().map_err(|source| Error::Device {
+            op: IoOp::Flush,
+            source,
+        })
     }
 
     /// Somebody needs a block that was found when the store was opened.
