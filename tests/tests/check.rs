@@ -364,7 +364,7 @@ fn a_volume_in_use_needs_recovery_and_nothing_else() {
     assert!(report.recovery.orphans >= 2, "{:?}", report.recovery);
     let recovered = open(&crashed);
     let found = recovered.status().recovery.orphans;
-    assert_eq!(u64::from(found), u64::from(report.recovery.orphans));
+    assert_eq!(u64::from(found), report.recovery.orphans);
     recovered.close().expect("closes");
     let report = look(&crashed.to_vec()).expect("can be checked");
     assert_eq!(report.verdict(), Verdict::Clean, "{report:#?}");
