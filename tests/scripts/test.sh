@@ -44,6 +44,7 @@ step snapshots env KFS_BIN_DIR=target/debug tests/scripts/snapshots.sh
 step pjdfstest env KFS_BIN_DIR=target/debug tests/scripts/pjdfstest.sh
 step differential cargo test -p kfs-tests --test differential -- --ignored --nocapture
 step fsx env KFS_BIN_DIR=target/debug tests/scripts/fsx.sh 200000 1
+step stress env KFS_BIN_DIR=target/debug tests/scripts/stress.sh 30
 step fuzz tests/scripts/fuzz.sh quick 56
 step prepare tests/guest/prepare.sh --programs
 step guests cargo test -p kfs-tests --test guest -- --ignored --test-threads=1

@@ -7,7 +7,8 @@
 //! that may be. Every so many images e2fsck judges the result of kfs's recovery, and on another copy
 //! recovers itself.
 //!
-//! `KFS_SEED=N` replays one random workload, `KFS_CRASH_SEEDS=N` runs that many; `KFS_CRASH_PAIRS=N`
+//! `KFS_SEED=N` replays one random workload, `KFS_CRASH_SEEDS=N` runs that many
+//! from `KFS_CRASH_FIRST` on; `KFS_CRASH_PAIRS=N`
 //! takes every N-th pair of operations (1: all), `KFS_CRASH_TRIPLES=N` so many random triples.
 
 use kfs::layout::Compat;
@@ -81,7 +82,10 @@ fn random_workload(seed: u64, operations: usize) -> Reached {
 fn random_workloads() {
     let seeds: Vec<u64> = match (number("KFS_SEED"), number("KFS_CRASH_SEEDS")) {
         (Some(seed), _) => vec![seed],
-        (None, count) => (1..=count.unwrap_or(4)).collect(),
+        (None, count) => {
+            let first = number("KFS_CRASH_FIRST").unwrap_or(1);
+            (first..first + count.unwrap_or(4)).collect()
+        }
     };
     let mut reached = Reached::default();
     for seed in &seeds {

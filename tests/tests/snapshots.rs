@@ -5,8 +5,8 @@
 //! opening the volume. A picture of the tree is taken with each snapshot and compared with what the
 //! snapshot shows. Now and then e2fsck looks at a copy whose feature was cleared.
 //!
-//! `KFS_SEED=N` replays one run, `KFS_SNAPSHOT_SEEDS=N` makes that many, `KFS_SNAPSHOT_STEPS=N` steps in
-//! each.
+//! `KFS_SEED=N` replays one run, `KFS_SNAPSHOT_SEEDS=N` makes that many from `KFS_FIRST_SEED` on,
+//! `KFS_SNAPSHOT_STEPS=N` steps in each; `KFS_CRASH_SEEDS=N` workloads have the power cut.
 
 use kfs::layout::RoCompat;
 use kfs::{Error, Filesystem};
@@ -33,6 +33,15 @@ fn number(name: &str) -> Option<u64> {
         text.parse()
             .unwrap_or_else(|_| panic!("{name}={text} is no number")),
     )
+}
+
+/// The seeds of a run: `KFS_SEED`, or as many as the variable says, from `KFS_FIRST_SEED` on.
+fn seeds(count_name: &str, default: u64) -> Vec<u64> {
+    if let Some(seed) = number("KFS_SEED") {
+        return vec![seed];
+    }
+    let first = number("KFS_FIRST_SEED").unwrap_or(1);
+    (first..first + number(count_name).unwrap_or(default)).collect()
 }
 
 fn options(seed: u64) -> mkfs::Options {
@@ -483,10 +492,7 @@ fn undo(device: &Arc<CrashDevice>, before: &Picture, seed: u64) {
 
 #[test]
 fn the_volume_is_set_back() {
-    let seeds: Vec<u64> = match (number("KFS_SEED"), number("KFS_CRASH_SEEDS")) {
-        (Some(seed), _) => vec![seed],
-        (None, count) => (1..=count.unwrap_or(3)).collect(),
-    };
+    let seeds = seeds("KFS_CRASH_SEEDS", 3);
     let mut reached = Reached::default();
     for seed in &seeds {
         reached += restore_run(*seed);
@@ -535,10 +541,7 @@ fn opened_again(fs: &Arc<Filesystem>, lives: &[Life], there: &[String], context:
 
 #[test]
 fn the_power_goes() {
-    let seeds: Vec<u64> = match (number("KFS_SEED"), number("KFS_CRASH_SEEDS")) {
-        (Some(seed), _) => vec![seed],
-        (None, count) => (1..=count.unwrap_or(2)).collect(),
-    };
+    let seeds = seeds("KFS_CRASH_SEEDS", 2);
     let mut reached = Reached::default();
     for seed in &seeds {
         reached += crash_run(*seed);
@@ -553,10 +556,7 @@ fn the_power_goes() {
 #[test]
 fn snapshots_show_what_was() {
     let steps = number("KFS_SNAPSHOT_STEPS").unwrap_or(1500);
-    let seeds: Vec<u64> = match (number("KFS_SEED"), number("KFS_SNAPSHOT_SEEDS")) {
-        (Some(seed), _) => vec![seed],
-        (None, count) => (1..=count.unwrap_or(4)).collect(),
-    };
+    let seeds = seeds("KFS_SNAPSHOT_SEEDS", 4);
     for seed in seeds {
         let done = run(seed, steps);
         println!("seed {seed}: {done:?}");
