@@ -81,7 +81,7 @@ impl Filesystem {
         if read_only.is_none() {
             fs.volume.journal.mark_in_use()?;
         }
-        fs.open_snapshots(&options)?;
+        let has_empty_store = fs.open_snapshots(&options)?;
         if let Some(id) = fs.volume.snapshots.restoring() {
             if read_only.is_some() {
                 return Err(Error::NeedsRecovery);
@@ -92,6 +92,10 @@ impl Filesystem {
         }
         if read_only.is_none() {
             fs.recovery.orphans = fs.finish_orphans(&superblock)?;
+            if has_empty_store {
+                log::info!("putting away an empty snapshot store");
+                fs.remove_store()?;
+            }
             if let Some(interval) = options.commit_interval {
                 let started = Committer::start(Arc::clone(&fs.volume), interval);
                 *fs.committer.lock() = Some(started.map_err(|source| Error::Device {

@@ -84,6 +84,11 @@ impl Filesystem {
         superblock.set_free_blocks_count(counts.blocks);
         superblock.s_free_inodes_count.set(counts.inodes);
         superblock.set_write_time(self.volume.now().seconds);
+        // Where opening has failed half-way nobody knows, and damage keeps some from being deleted.
+        if self.orphans.have_empty_file() {
+            let ro_compat = superblock.ro_compat() - RoCompat::ORPHAN_PRESENT;
+            superblock.s_feature_ro_compat.set(ro_compat.bits());
+        }
         mark_clean(&mut superblock, self.was_clean);
         write_superblock(&**self.volume.device(), &mut superblock)
     }
@@ -128,10 +133,6 @@ impl Filesystem {
 fn mark_clean(superblock: &mut RawSuperblock, was_clean: bool) {
     let incompat = superblock.incompat() - Incompat::RECOVER;
     superblock.s_feature_incompat.set(incompat.bits());
-    if superblock.compat().contains(Compat::ORPHAN_FILE) {
-        let ro_compat = superblock.ro_compat() - RoCompat::ORPHAN_PRESENT;
-        superblock.s_feature_ro_compat.set(ro_compat.bits());
-    }
     // Without a journal, what an earlier crash has left is for e2fsck to find.
     if !superblock.compat().contains(Compat::HAS_JOURNAL) && was_clean {
         superblock

@@ -174,28 +174,25 @@ impl Filesystem {
         Ok((block, content))
     }
 
-    /// Finds the snapshots of a volume that is being opened.
-    pub(super) fn open_snapshots(&self, options: &MountOptions) -> Result<()> {
+    /// Finds the snapshots of a volume that is being opened. Returns whether there is a store without any,
+    /// to be put away when orphans are known: a file that is deleted is one of them.
+    pub(super) fn open_snapshots(&self, options: &MountOptions) -> Result<bool> {
         let superblock = self.volume.superblock();
         let has_feature = superblock.ro_compat().contains(RoCompat::HAS_SNAPSHOT);
         if !options.is_snapshot && !has_feature {
-            return Ok(());
+            return Ok(false);
         }
         if options.is_snapshot {
             let found = self.find_store()?;
             self.hides_store.store(found.is_some(), Ordering::Release);
-            return Ok(());
+            return Ok(false);
         }
         self.hides_store.store(true, Ordering::Release);
         let has_any = match superblock.s_snapshot_inum.get() {
             0 => false,
             nr => self.attach_store(InodeNr(nr))?,
         };
-        if !has_any && self.volume.read_only().is_none() {
-            log::info!("putting away an empty snapshot store");
-            return self.remove_store();
-        }
-        Ok(())
+        Ok(!has_any)
     }
 
     /// Reads the store, and what of each group is kept.
@@ -287,7 +284,7 @@ impl Filesystem {
             .make_store(&self.volume.growth_parts(), nr)
     }
 
-    fn remove_store(&self) -> Result<()> {
+    pub(super) fn remove_store(&self) -> Result<()> {
         self.volume.snapshots.drop_store();
         if let Some((directory, store)) = self.find_store()? {
             if store.is_some() {

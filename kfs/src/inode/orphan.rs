@@ -102,11 +102,14 @@ impl Orphans {
             }
         }
         free.reverse();
-        self.state.lock().file = Some(OrphanFile {
+        let mut state = self.state.lock();
+        state.in_file = i64::try_from(found.len()).unwrap_or(i64::MAX);
+        state.file = Some(OrphanFile {
             blocks,
             checksum_seed,
             free,
         });
+        drop(state);
         Ok(found)
     }
 
@@ -117,7 +120,6 @@ impl Orphans {
             slot: slot.slot,
         };
         let mut state = self.state.lock();
-        state.in_file += 1;
         state.entries.insert(inode.nr(), Entry { inode, place });
     }
 
@@ -191,6 +193,12 @@ impl Orphans {
         let links = inode.state().fields().links_count();
         let is_alive = links > 0 || orphans.entries.contains_key(&inode.nr());
         (is_alive && !inode.is_deleted()).then_some(links)
+    }
+
+    /// Whether there is an orphan file that was read and has no entries.
+    pub(crate) fn have_empty_file(&self) -> bool {
+        let state = self.state.lock();
+        state.file.is_some() && state.in_file == 0
     }
 
     /// All orphans.
