@@ -3,13 +3,12 @@
 //! An inode is the same when number and generation are; it has changed when its change time, size,
 //! mode or owner have. So nothing but inodes and directories is read.
 
-use super::entries;
-use crate::error::Result;
+use super::{Seen, entries};
+use crate::error::{Error, Result};
 use crate::fs::Filesystem;
-use crate::inode::{Attr, Inode};
+use crate::inode::Attr;
 use crate::layout::inode::{S_IFDIR, S_IFMT};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// How a path differs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,34 +42,36 @@ impl Filesystem {
     /// added, removed or renamed directory is told, too.
     ///
     /// # Errors
-    /// `Corrupt`, `Io`.
+    /// `NameTooLong` when a path has more than 4096 bytes, `Corrupt`, `Io`.
     pub fn changes_since(&self, earlier: &Self) -> Result<Vec<Change>> {
-        let mut trees = [Tree::new(), Tree::new()];
-        for (fs, tree) in [earlier, self].into_iter().zip(&mut trees) {
-            walk(fs, &fs.root()?, &mut Vec::new(), tree)?;
-        }
-        let [before, after] = trees;
-        Ok(differences(&before, &after))
+        Ok(differences(&walk(earlier)?, &walk(self)?))
     }
 }
 
-fn walk(
-    fs: &Filesystem,
-    directory: &Arc<Inode>,
-    path: &mut Vec<u8>,
-    tree: &mut Tree,
-) -> Result<()> {
-    for (name, inode) in entries(fs, directory)? {
-        let len = path.len();
-        path.push(b'/');
-        path.extend_from_slice(&name);
-        tree.insert(path.clone(), fs.attr(&inode));
-        if inode.is_directory() {
-            walk(fs, &inode, path, tree)?;
+/// Longest path that is followed, in bytes: no client can name a longer one.
+const PATH_MAX: usize = 4096;
+
+/// All paths of a volume.
+fn walk(fs: &Filesystem) -> Result<Tree> {
+    let mut tree = Tree::new();
+    let root = fs.root()?;
+    let mut seen = Seen::default();
+    seen.enter(&root)?;
+    let mut waiting = vec![(Vec::new(), root)];
+    while let Some((path, directory)) = waiting.pop() {
+        for (name, inode) in entries(fs, &directory)? {
+            let path = [&path[..], b"/", &name].concat();
+            if path.len() > PATH_MAX {
+                return Err(Error::NameTooLong);
+            }
+            tree.insert(path.clone(), fs.attr(&inode));
+            if inode.is_directory() {
+                seen.enter(&inode)?;
+                waiting.push((path, inode));
+            }
         }
-        path.truncate(len);
     }
-    Ok(())
+    Ok(tree)
 }
 
 fn differences(before: &Tree, after: &Tree) -> Vec<Change> {

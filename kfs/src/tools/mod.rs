@@ -14,9 +14,12 @@ pub use compare::{Change, ChangeKind};
 pub use export::ExportError;
 pub use restore::Restored;
 
+use crate::corrupt::Corrupt;
 use crate::error::{Error, Result};
 use crate::fs::Filesystem;
+use crate::ids::InodeNr;
 use crate::inode::Inode;
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -69,4 +72,18 @@ fn entries(fs: &Filesystem, directory: &Inode) -> Result<Vec<(Vec<u8>, Arc<Inode
         }
     }
     Ok(found)
+}
+
+/// The directories of a walk: one that is met twice is below itself, or has two names.
+#[derive(Default)]
+struct Seen(HashSet<InodeNr>);
+
+impl Seen {
+    fn enter(&mut self, directory: &Inode) -> Result<()> {
+        let inode = directory.nr();
+        if self.0.insert(inode) {
+            return Ok(());
+        }
+        Err(Corrupt::DirectoryLoop { inode }.into())
+    }
 }

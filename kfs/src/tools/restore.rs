@@ -1,7 +1,7 @@
 //! A file or directory of a snapshot, back in the volume. Only what differs is copied: blocks that both
 //! still share are left alone.
 
-use super::{entries, parts, resolve, resolve_parent};
+use super::{Seen, entries, parts, resolve, resolve_parent};
 use crate::error::{Error, Result};
 use crate::extent::Mapping;
 use crate::file::{SliceSink, SliceSource, SpaceChange, WriteOptions};
@@ -39,29 +39,53 @@ impl Filesystem {
         let mut work = Work {
             snapshot,
             live: self,
+            seen: Seen::default(),
+            waiting: Vec::new(),
             done: Restored::default(),
         };
         if parts(to).next().is_none() {
             let root = self.root()?;
-            work.fill(&source, &root)?;
+            work.waiting.push(Step::Fill(source, root));
         } else {
             let (directory, name) = resolve_parent(self, to)?;
-            work.restore(&source, &directory, name)?;
+            work.restore(source, &directory, name)?;
         }
+        work.run()?;
         Ok(work.done)
     }
+}
+
+/// Something still to be done, with the inode in the snapshot and that in the volume.
+enum Step {
+    /// Content, and what is below.
+    Fill(Arc<Inode>, Arc<Inode>),
+    /// Attributes, when what is below is as it should be.
+    Finish(Arc<Inode>, Arc<Inode>),
 }
 
 struct Work<'f> {
     snapshot: &'f Filesystem,
     live: &'f Filesystem,
+    seen: Seen,
+    /// The last one is the next: trees may be of any depth.
+    waiting: Vec<Step>,
     done: Restored,
 }
 
 impl Work<'_> {
-    /// Makes `name` what `source` is.
-    fn restore(&mut self, source: &Arc<Inode>, directory: &Arc<Inode>, name: &[u8]) -> Result<()> {
-        let attr = self.snapshot.attr(source);
+    fn run(&mut self) -> Result<()> {
+        while let Some(step) = self.waiting.pop() {
+            match step {
+                Step::Fill(source, target) => self.fill(source, target)?,
+                Step::Finish(source, target) => self.finish(&source, &target)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes `name` what `source` is; a directory is still to be filled.
+    fn restore(&mut self, source: Arc<Inode>, directory: &Arc<Inode>, name: &[u8]) -> Result<()> {
+        let attr = self.snapshot.attr(&source);
         let kind = attr.mode & S_IFMT;
         let found = match self.live.lookup(directory, name) {
             Ok(found) => Some(found),
@@ -76,11 +100,15 @@ impl Work<'_> {
             Some(_) if kind == S_IFDIR => return Err(Error::Exists),
             Some(_) => {
                 self.live.unlink(directory, name)?;
-                self.make(source, &attr, directory, name)?
+                self.make(&source, &attr, directory, name)?
             }
-            None => self.make(source, &attr, directory, name)?,
+            None => self.make(&source, &attr, directory, name)?,
         };
-        self.fill(source, &target)
+        if kind == S_IFDIR {
+            self.waiting.push(Step::Fill(source, target));
+            return Ok(());
+        }
+        self.fill(source, target)
     }
 
     fn make(
@@ -107,19 +135,29 @@ impl Work<'_> {
         self.live.create(directory, name, &node)
     }
 
-    /// Gives content and attributes of `source` to `target`, which is of its kind.
-    fn fill(&mut self, source: &Arc<Inode>, target: &Arc<Inode>) -> Result<()> {
+    /// Gives the content of `source` to `target`, which is of its kind.
+    fn fill(&mut self, source: Arc<Inode>, target: Arc<Inode>) -> Result<()> {
         self.done.inodes += 1;
-        let attr = self.snapshot.attr(source);
+        let attr = self.snapshot.attr(&source);
         match attr.mode & S_IFMT {
-            S_IFREG => self.copy_content(source, target, attr.size_bytes)?,
+            S_IFREG => self.copy_content(&source, &target, attr.size_bytes)?,
             S_IFDIR => {
-                for (name, inode) in entries(self.snapshot, source)? {
-                    self.restore(&inode, target, &name)?;
+                self.seen.enter(&source)?;
+                let finish = Step::Finish(Arc::clone(&source), Arc::clone(&target));
+                self.waiting.push(finish);
+                for (name, inode) in entries(self.snapshot, &source)? {
+                    self.restore(inode, &target, &name)?;
                 }
+                return Ok(());
             }
             _ => {}
         }
+        self.finish(&source, &target)
+    }
+
+    /// Gives the attributes of `source` to `target`.
+    fn finish(&mut self, source: &Arc<Inode>, target: &Arc<Inode>) -> Result<()> {
+        let attr = self.snapshot.attr(source);
         self.copy_xattrs(source, target)?;
         let change = SetAttr {
             mode: (attr.mode & S_IFMT != S_IFLNK).then_some(attr.mode & 0o7777),
