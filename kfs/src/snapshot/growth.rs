@@ -20,6 +20,8 @@ const GROWTH_CREDITS: u32 = STEP_CREDITS_MAX + ALLOCATE_CREDITS + 1;
 
 /// A growth is this part of the volume, if that is not too much or too little.
 const GROWTH_SHARE: u64 = 512;
+/// No more than this part of what is free, but for a segment.
+const GROWTH_FREE_SHARE: u64 = 8;
 /// Bytes of a growth at the most, unless more is needed at once.
 const GROWTH_BYTES_MAX: u64 = 16 << 20;
 /// Segments that only the table of snapshots and the growth itself may use: a snapshot can be
@@ -96,8 +98,12 @@ impl Snapshots {
         let size = u64::from(self.geometry.block_size);
         let usual = (self.geometry.blocks_count / GROWTH_SHARE).min(GROWTH_BYTES_MAX / size);
         let segment = u64::from(SEGMENT_BLOCKS);
+        // Where little is left, a segment at a time: what is free is not for the store alone.
+        let scarce = parts.allocator.free_blocks() / GROWTH_FREE_SHARE;
         let len = usual
             .max(wanted.min(GROWTH_BYTES_MAX / size))
+            .min(scarce)
+            .max(1)
             .next_multiple_of(segment);
         let len = u32::try_from(len).unwrap_or(u32::MAX).min(Extent::LEN_MAX);
         let mut reservation = self.reserve(parts, len)?;
