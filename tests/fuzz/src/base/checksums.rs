@@ -49,7 +49,13 @@ pub(super) fn fix(device: &MemoryDevice, geometry: &Geometry, place: &Place) {
         Kind::Orphans(nr) => {
             orphan::update_tail(seed(device, geometry, nr), block, &mut bytes);
         }
-        Kind::Indirect | Kind::LogSuperblock | Kind::Log => return,
+        Kind::Indirect
+        | Kind::LogSuperblock
+        | Kind::Log
+        | Kind::StoreSegment
+        | Kind::StoreBatch
+        | Kind::StoreTable
+        | Kind::PreImage(_) => return,
     }
     device
         .write_at(place.offset, &bytes)

@@ -5,6 +5,7 @@
 
 use super::checksums::{fix, fix_log};
 use super::places::{Place, read};
+use super::store::{fix_old, fix_store};
 use super::{Base, Kind};
 use crate::input::Input;
 use kfs_disk::{BlockDevice, MemoryDevice};
@@ -162,10 +163,18 @@ impl<'b> Editor<'b> {
         // What others' checksums depend on comes first: inodes have generations, descriptors hold
         // the checksums of bitmaps.
         places.sort_by_key(|place| !matches!(place.kind, Kind::Inode(_)));
+        let mut has_store = false;
         for place in places {
-            if self.is_fixable(place) {
+            has_store |= place.kind.class() >= Kind::StoreSegment.class();
+            if let Kind::PreImage(block) = place.kind {
+                let fixable = self.base.places.iter().filter(|p| self.is_fixable(p));
+                fix_old(&self.device, geometry, fixable, (block, place.offset));
+            } else if self.is_fixable(place) {
                 fix(&self.device, geometry, place);
             }
+        }
+        if has_store {
+            fix_store(&self.device, geometry, &self.base.store);
         }
     }
 

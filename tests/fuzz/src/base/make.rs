@@ -1,11 +1,11 @@
 //! Makes a base: formats it, fills it, and cuts the power of a copy in the middle of changes.
 
 use super::places::{self, file_blocks};
-use super::{Base, Recipe, inline, options};
+use super::{Base, Recipe, inline, options, store};
 use kfs::layout::inode::{DeviceNumber, InodeBytes, InodeFlags};
 use kfs::{
-    Filesystem, Geometry, Inode, InodeNr, NewNode, SetAttr, SetMode, SliceSource, SpaceChange,
-    WriteOptions, read_superblock,
+    Filesystem, Geometry, Inode, InodeNr, NewNode, RenameMode, SetAttr, SetMode, SliceSource,
+    SpaceChange, WriteOptions, read_superblock,
 };
 use kfs_disk::{BlockDevice, MemoryDevice};
 use mkfs::{Content, Options};
@@ -19,7 +19,7 @@ const MAPPED_DIRECTORY: &[u8] = b"mapped-directory";
 const INLINE: &[u8] = b"inline";
 const INLINE_DIRECTORY: &[u8] = b"inline-directory";
 
-pub(super) fn base(recipe: &Recipe) -> Base {
+pub(super) fn base(recipe: &Recipe, has_snapshots: bool) -> Base {
     let device = Arc::new(MemoryDevice::new(recipe.size_bytes));
     format(&device, recipe);
     let fs = open(&device);
@@ -31,6 +31,7 @@ pub(super) fn base(recipe: &Recipe) -> Base {
     for nr in mapped {
         to_block_map(&device, nr);
     }
+    let store_inode = has_snapshots.then(|| take_snapshots(&device));
     let dirty = cut_power(&device);
     if recipe.inline_data {
         for image in [&*device, &dirty] {
@@ -44,6 +45,11 @@ pub(super) fn base(recipe: &Recipe) -> Base {
     drop(open(&recovered));
     let log = places::log_blocks(&device, &geometry);
     places.extend(places::locate_log(&dirty, &geometry, &log));
+    let store = store_inode.map_or_else(Vec::new, |nr| store::blocks(&device, &geometry, nr));
+    for image in [&*device, &dirty] {
+        store::name(image, &geometry, &store);
+    }
+    places.extend(store::locate(&dirty, &geometry, &store));
     let of_class = |class| {
         let indexes = 0..places.len();
         indexes
@@ -57,6 +63,7 @@ pub(super) fn base(recipe: &Recipe) -> Base {
         geometry,
         places,
         log,
+        store,
     }
 }
 
@@ -274,6 +281,52 @@ pub(super) fn write_inode(
     device
         .write_at(offset, inode.bytes())
         .expect("within the device");
+}
+
+/// Snapshots with changes after each. Returns the inode of their store.
+fn take_snapshots(device: &Arc<MemoryDevice>) -> InodeNr {
+    let fs = open(device);
+    let changed = change_between_snapshots(&fs);
+    changed.expect("there is space for everything");
+    let store = fs.volume().snapshots.store_inode();
+    fs.close().expect("the device never fails");
+    store.expect("there are snapshots")
+}
+
+fn change_between_snapshots(fs: &Filesystem) -> kfs::Result<()> {
+    let root = fs.root()?;
+    let resize = |name: &[u8], size| {
+        let change = SetAttr {
+            size_bytes: Some(size),
+            ..SetAttr::default()
+        };
+        fs.set_attr(&find(fs, name), &change)
+    };
+    fs.create_snapshot("first", "before all changes")?;
+    write(fs, &find(fs, b"plain"), 3000, 4000)?;
+    write(fs, &find(fs, b"sparse"), 5000, 3000)?;
+    resize(b"plain", 9000)?;
+    fs.unlink(&root, b"long")?;
+    for number in 0..20 {
+        let name = format!("new-{number}");
+        let file = make(fs, &root, name.as_bytes(), FILE)?;
+        write(fs, &file, 0, 3000)?;
+    }
+    fs.create_snapshot("second", "")?;
+    write(fs, &find(fs, b"plain"), 0, 9000)?;
+    write(fs, &find(fs, b"new-3"), 100, 100)?;
+    for name in [&b"new-5"[..], b"new-6", b"fifo"] {
+        fs.unlink(&root, name)?;
+    }
+    fs.rename(
+        &root,
+        b"new-7",
+        &find(fs, b"directory"),
+        b"moved",
+        RenameMode::Replace,
+    )?;
+    resize(b"new-8", 10)?;
+    fs.remove_xattr(&find(fs, b"attributes"), b"user.small")
 }
 
 /// The image as it is when the power goes in the middle of changes.

@@ -9,6 +9,7 @@ mod edit;
 mod inline;
 mod make;
 mod places;
+mod store;
 
 pub use checksums::fix_log;
 pub use edit::Editor;
@@ -33,6 +34,8 @@ pub struct Base {
     pub by_class: [Vec<usize>; Kind::CLASSES],
     /// Blocks of the log.
     pub log: Vec<u64>,
+    /// Blocks of the snapshot store; none without snapshots.
+    pub store: Vec<u64>,
 }
 
 /// How an image is made.
@@ -112,7 +115,31 @@ const RECIPES: [Recipe; 6] = [
     },
 ];
 
-/// How many there are.
+/// Those with two snapshots.
+const WITH_SNAPSHOTS: [Recipe; 2] = [
+    Recipe {
+        block_size: 1024,
+        size_bytes: 8 << 20,
+        features: "",
+        inode_size: 256,
+        blocks_per_group: 2048,
+        inodes_count: 384,
+        names: 100,
+        inline_data: false,
+    },
+    Recipe {
+        block_size: 4096,
+        size_bytes: 20 << 20,
+        features: "^metadata_csum",
+        inode_size: 256,
+        blocks_per_group: 2048,
+        inodes_count: 384,
+        names: 100,
+        inline_data: false,
+    },
+];
+
+/// How many there are, those with snapshots aside.
 pub const COUNT: usize = RECIPES.len();
 /// Those with a journal.
 pub const WITH_JOURNAL: usize = 5;
@@ -122,7 +149,15 @@ static BASES: [OnceLock<Base>; COUNT] = [const { OnceLock::new() }; COUNT];
 /// An image by number, modulo the count.
 pub fn get(number: usize) -> &'static Base {
     let number = number % COUNT;
-    BASES[number].get_or_init(|| make::base(&RECIPES[number]))
+    BASES[number].get_or_init(|| make::base(&RECIPES[number], false))
+}
+
+static BASES_WITH_SNAPSHOTS: [OnceLock<Base>; 2] = [const { OnceLock::new() }; 2];
+
+/// An image with two snapshots by number, modulo their count.
+pub fn with_snapshots(number: usize) -> &'static Base {
+    let number = number % WITH_SNAPSHOTS.len();
+    BASES_WITH_SNAPSHOTS[number].get_or_init(|| make::base(&WITH_SNAPSHOTS[number], true))
 }
 
 /// Options under which all that a volume does follows from what it is asked to.
@@ -144,6 +179,31 @@ mod tests {
     use super::*;
     use kfs::{Filesystem, SliceSink};
     use std::ops::ControlFlow;
+
+    /// Both states have their snapshots, and what mutations aim at is there.
+    #[test]
+    fn snapshots_are_there() {
+        for number in 0..2 {
+            let base = with_snapshots(number);
+            for image in [&base.clean, &base.dirty] {
+                let fs = Filesystem::open(Arc::new(image.snapshot()), options()).unwrap();
+                let names: Vec<String> = fs.snapshots().into_iter().map(|s| s.name).collect();
+                assert_eq!(names, ["first", "second"]);
+                for (name, len) in [("first", 20_000), ("second", 9_000)] {
+                    let view = fs.open_snapshot(name).unwrap();
+                    let file = view.lookup(&view.root().unwrap(), b"plain").unwrap();
+                    assert_eq!(view.attr(&file).size_bytes, len);
+                }
+            }
+            for class in 14..Kind::CLASSES {
+                assert!(!base.by_class[class].is_empty(), "class {class}");
+            }
+            // Made right, what is right stays as it is.
+            let image = base.dirty.snapshot();
+            store::fix_store(&image, &base.geometry, &base.store);
+            assert!(image.to_vec() == base.dirty.to_vec());
+        }
+    }
 
     /// What lies in inodes is read: the image is as its recipe says.
     #[test]

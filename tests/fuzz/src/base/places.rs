@@ -40,11 +40,19 @@ pub enum Kind {
     LogSuperblock,
     /// Another block of the log.
     Log,
+    /// Head of a segment of the snapshot store.
+    StoreSegment,
+    /// Head of a batch in it.
+    StoreBatch,
+    /// A block of the table of snapshots.
+    StoreTable,
+    /// Old content of a block.
+    PreImage(u64),
 }
 
 impl Kind {
     /// Kinds that edits choose from, by number.
-    pub const CLASSES: usize = 14;
+    pub const CLASSES: usize = 18;
 
     /// Which of them this is.
     #[must_use]
@@ -64,6 +72,10 @@ impl Kind {
             Self::Orphans(_) => 11,
             Self::LogSuperblock => 12,
             Self::Log => 13,
+            Self::StoreSegment => 14,
+            Self::StoreBatch => 15,
+            Self::StoreTable => 16,
+            Self::PreImage(_) => 17,
         }
     }
 }
