@@ -471,3 +471,41 @@ fn a_rename_can_leave_a_whiteout() {
     fs.sync().expect("syncs");
     crash(&device);
 }
+
+/// Comparing with a snapshot and restoring from it walked the tree by recursion: one that is deep enough
+/// ended the process.
+#[test]
+fn deep_trees_are_compared_and_restored() {
+    let (_device, fs) = volume(&mkfs::Options {
+        inodes_count: Some(5000),
+        ..mkfs::Options::default()
+    });
+    let node = NewNode {
+        mode: 0o040_755,
+        ..NewNode::default()
+    };
+    let mut directory = fs.root().expect("a root");
+    for _ in 0..1900 {
+        directory = fs.create(&directory, b"d", &node).expect("creates");
+    }
+    fs.create_snapshot("deep", "").expect("there is room");
+    let change = SetAttr {
+        mode: Some(0o700),
+        ..SetAttr::default()
+    };
+    fs.set_attr(&directory, &change).expect("changes");
+    let view = fs.open_snapshot("deep").expect("opens");
+    // A stack that is too small for as many calls within calls as there are directories.
+    let small = std::thread::Builder::new().stack_size(256 << 10);
+    std::thread::scope(|scope| {
+        let work = || {
+            let changes = fs.changes_since(&view).expect("compares");
+            assert_eq!(changes.len(), 1);
+            let restored = fs.restore_path(&view, b"/d", b"/d").expect("restores");
+            assert_eq!((restored.inodes, restored.made), (1900, 0));
+        };
+        let thread = small.spawn_scoped(scope, work).expect("starts");
+        thread.join().expect("ends well");
+    });
+    assert_eq!(fs.attr(&directory).mode & 0o7777, 0o755);
+}
