@@ -43,6 +43,7 @@ step linux-images env KFS_BIN_DIR=target/debug tests/scripts/linux-images.sh
 step snapshots env KFS_BIN_DIR=target/debug tests/scripts/snapshots.sh
 step pjdfstest env KFS_BIN_DIR=target/debug tests/scripts/pjdfstest.sh
 step differential cargo test -p kfs-tests --test differential -- --ignored --nocapture
+step semantics cargo test -p kfs-tests --test semantics -- --ignored
 step fsx env KFS_BIN_DIR=target/debug tests/scripts/fsx.sh 200000 1
 step stress env KFS_BIN_DIR=target/debug tests/scripts/stress.sh 30
 step fuzz tests/scripts/fuzz.sh quick 56
