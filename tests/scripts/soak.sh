@@ -23,6 +23,8 @@ part() {
 part fsx 50 "200000 operations" tests/scripts/fsx.sh 200000 {}
 part differential 200 "5000 operations" env KFS_SEED={} KFS_DIFFERENTIAL_OPERATIONS=5000 \
     cargo test -q -p kfs-tests --test differential -- --ignored --nocapture
+part limits 2 "the limits, with 1000000 names in a directory" env KFS_LIMITS_ENTRIES=1000000 \
+    cargo test -q -p kfs-tests --test limits
 part pjdfstest 50 "397 tests" tests/scripts/pjdfstest.sh
 part stress 20 "ten minutes of dbench, stress-ng and snapshots" tests/scripts/stress.sh 600
 part limits 2 "the limits, with 1000000 names in a directory" env KFS_LIMITS_ENTRIES=1000000 \

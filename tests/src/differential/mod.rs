@@ -196,10 +196,17 @@ impl Duel {
     /// Whether two answers are taken for the same. Linux asks for immutable and append-only files before
     /// it asks for much else; of FUSE it does not know these flags, and asks us last, or not at all.
     fn agree(&self, action: &Action, subject: &Answer, reference: &Answer) -> bool {
-        let is_about_flags = self.flags_are_set && *reference == Answer::Failed(Errno::PERM);
-        let is_refused = !subject.is_success()
-            || matches!(action, Action::Access { .. } | Action::RemoveXattr { .. });
-        subject == reference || is_about_flags && is_refused
+        if subject == reference {
+            return true;
+        }
+        let is_about_flags = match action {
+            Action::MapWrite { .. } if *reference == Answer::Failed(Errno::ACCESS) => true,
+            Action::Access { .. } | Action::RemoveXattr { .. } => {
+                *reference == Answer::Failed(Errno::PERM)
+            }
+            _ => *reference == Answer::Failed(Errno::PERM) && !subject.is_success(),
+        };
+        self.flags_are_set && is_about_flags
     }
 
     fn look_at(&self, paths: &[String]) -> Result<[Vec<values::Times>; 2]> {
