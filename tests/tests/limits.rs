@@ -379,7 +379,7 @@ fn a_full_volume_changes_nothing() {
     operations::prepare(&fs).expect("prepares");
     take_all_blocks(&fs);
     let before = tree::picture(&fs).expect("walks");
-    let file = fs.lookup(&*fs.root().expect("root"), b"a").expect("finds");
+    let file = fs.lookup(&fs.root().expect("root"), b"a").expect("finds");
     for offset in [10_240, 1 << 20, 1 << 40] {
         let written = write(&fs, &file, offset, &[1; 5000]);
         assert!(matches!(written, Err(Error::NoSpace)), "{written:?}");
