@@ -116,12 +116,13 @@ impl Field {
 
 fn rules(seed: u64) -> Rules {
     let has_capabilities = seed % 7 < 3;
+    let forbids_changes = seed.is_multiple_of(2) && !writes_back(seed);
     Rules {
         beyond_limits: !writes_back(seed) && !has_capabilities,
-        maps: seed % 3 == 1,
+        maps: seed % 3 == 1 && !forbids_changes,
         capabilities: has_capabilities,
         watches: !writes_back(seed) && !image_options(seed).contains(&"128"),
-        forbids_changes: seed.is_multiple_of(2) && !writes_back(seed),
+        forbids_changes,
     }
 }
 

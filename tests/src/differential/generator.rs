@@ -35,7 +35,7 @@ pub struct Rules {
     /// capabilities, which it takes away before it asks.
     pub beyond_limits: bool,
     /// Writing to mapped pages, which lets Linux allocate more than was written: holes are not
-    /// compared then.
+    /// compared then. Not with append-only files, which Linux lets be mapped where FUSE serves them.
     pub maps: bool,
     /// File capabilities. There are no punched holes then: beyond the end of a file they leave it
     /// alone in ext4, but Linux takes capabilities away before it asks FUSE.

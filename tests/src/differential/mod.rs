@@ -200,7 +200,6 @@ impl Duel {
             return true;
         }
         let is_about_flags = match action {
-            Action::MapWrite { .. } if *reference == Answer::Failed(Errno::ACCESS) => true,
             Action::Access { .. } | Action::RemoveXattr { .. } => {
                 *reference == Answer::Failed(Errno::PERM)
             }
