@@ -33,8 +33,8 @@ check: ## formatting and lints
 test: ## everything: check, cargo test, guests
 	@$S/test.sh
 
-soak: ## the long tests, resumable (SECONDS_OF_SOAK=3600)
-	@$S/soak.sh $(SECONDS_OF_SOAK)
+soak: ## the long tests, resumable (SECONDS_OF_SOAK=3600, PARTS="fsx fuzz ..." for some of them)
+	@$S/soak.sh $(SECONDS_OF_SOAK) $(PARTS)
 
 clean: ## remove what was built and fetched (disk.img stays)
 	cargo clean

@@ -1,21 +1,23 @@
 #!/bin/bash
-# soak.sh SECONDS: the long tests, in turns, until the time is over or every part has reached its goal.
+# soak.sh SECONDS [PART...]: the long tests (or these parts), in turns, until the time is over or every part
+# has reached its goal.
 #
 # A part is a command for round N; N is its seed. What is done is remembered in build/soak, so that the
 # next soak goes on there; `rm -r build/soak` begins anew. The first failure ends the soak: its command is
 # printed, and the same round comes first next time. At the end, the figures of all soaks so far.
 set -uo pipefail
 . "$(dirname "$0")/lib.sh"
-[ $# = 1 ] || die "usage: soak.sh SECONDS"
+[ $# -ge 1 ] || die "usage: soak.sh SECONDS [PART...]"
 need_root "make soak"
 cd "$top" || exit 1
-limit=$1 state=$top/build/soak
+limit=$1 wanted=" ${*:2} " state=$top/build/soak
 export KFS_BIN_DIR=$top/target/release
 mkdir -p "$state"
 
 names=() goals=() units=() commands=()
 # part NAME GOAL UNIT COMMAND...: GOAL rounds of "UNIT" (said of one round); {} in COMMAND is the round.
 part() {
+    [ "$wanted" = "  " ] || [[ $wanted = *" $1 "* ]] || return 0
     names+=("$1") goals+=("$2") units+=("$3")
     commands+=("${*:4}")
 }
@@ -34,6 +36,7 @@ part fuzz 20 "500000 executions" tests/scripts/fuzz.sh round {}
 part journal 50 "2000 interleavings of the journal" env KFS_SCHEDULES=2000 KFS_SCHEDULES_FIRST={}000000 cargo test -q -p kfs --lib interleavings
 part check 20 "1000 damaged images" env KFS_CHECK_SEEDS=1000 KFS_CHECK_FIRST={}000000 cargo test -q -p kfs-tests --test check what
 part guests 20 "all guest tests" cargo test -q -p kfs-tests --test guest -- --ignored --test-threads=1
+[ ${#names[@]} -gt 0 ] || die "soak.sh: there is no part$wanted"
 
 done_of() { cat "$state/$1" 2>/dev/null || echo 0; }
 
