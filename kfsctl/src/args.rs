@@ -50,8 +50,9 @@ pub(crate) enum Command {
     /// Bring a file or directory of a snapshot back, or set the whole volume back to it
     ///
     /// Of a file only what differs is copied. Files in a directory that the snapshot does not have
-    /// stay. The whole volume is set back where no path is given, of an image that nobody serves;
-    /// the state before is kept as a snapshot.
+    /// stay. Where no path is given the whole volume is set back; the state before is kept as a
+    /// snapshot. While guests or mounts use the volume that takes --force: what they have open then
+    /// fails with ESTALE.
     Restore {
         /// Name of the snapshot
         snapshot: String,
@@ -61,6 +62,9 @@ pub(crate) enum Command {
         /// Path in the volume to restore it to, in place of the same
         #[arg(long, requires = "path")]
         to: Option<String>,
+        /// Set the whole volume back though guests or mounts use it
+        #[arg(long, conflicts_with = "path")]
+        force: bool,
         /// Print the result as one JSON object
         #[arg(long)]
         json: bool,
@@ -137,7 +141,8 @@ pub(crate) enum SnapshotCommand {
         /// Name of the snapshot
         name: String,
         /// The new file
-        image: PathBuf,
+        #[arg(value_name = "NEW_IMAGE")]
+        new_image: PathBuf,
         /// Print the result as one JSON object
         #[arg(long)]
         json: bool,

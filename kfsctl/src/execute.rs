@@ -21,7 +21,12 @@ pub fn execute(fs: &Arc<Filesystem>, request: &Request) -> Result<Value, Request
         Request::SnapshotDelete { names } => delete(fs, names),
         Request::SnapshotDiff { from, to } => diff(fs, from, to.as_deref()),
         Request::SnapshotExport { name, path } => export(fs, name, path),
-        Request::Restore { snapshot, path, to } => restore(fs, snapshot, path, to.as_deref()),
+        Request::Restore {
+            snapshot,
+            path: Some(path),
+            to,
+            ..
+        } => restore(fs, snapshot, path, to.as_deref()),
         Request::Sync {} => {
             fs.sync().map_err(failed)?;
             Ok(json!({}))
@@ -34,7 +39,7 @@ pub fn execute(fs: &Arc<Filesystem>, request: &Request) -> Result<Value, Request
             fs.drop_caches();
             Ok(json!({}))
         }
-        Request::Status {} => Err(RequestError::new(
+        Request::Status {} | Request::Restore { path: None, .. } => Err(RequestError::new(
             ErrorCode::NotSupported,
             "the volume alone cannot answer that",
             "",
@@ -190,6 +195,28 @@ fn restore(
         made: restored.made,
         bytes: restored.bytes,
     }))
+}
+
+/// Begins to set the whole volume back, and returns the name of the snapshot that keeps the state before. The
+/// volume is to be closed then, and opened again.
+///
+/// # Errors
+/// Nothing has changed.
+pub fn begin_restore(fs: &Arc<Filesystem>, snapshot: &str) -> Result<String, RequestError> {
+    let known = fs.snapshots();
+    let is_known = |name: &str| known.iter().any(|snapshot| snapshot.name == name);
+    if !is_known(snapshot) {
+        return Err(unknown(snapshot));
+    }
+    let mut names = (1u32..).map(|number| format!("before-restore-{number}"));
+    let undo = names
+        .find(|name| !is_known(name))
+        .expect("there are more numbers than snapshots");
+    fs.begin_restore(snapshot, &undo).map_err(|error| {
+        let text = format!("setting the volume back to '{snapshot}': {}", chain(&error));
+        RequestError::new(ErrorCode::Failed, text, "")
+    })?;
+    Ok(undo)
 }
 
 fn unknown(name: &str) -> RequestError {

@@ -70,15 +70,19 @@ pub enum Request {
         /// The new file, for the daemon's eyes: an absolute path.
         path: PathBuf,
     },
-    /// Brings a file or directory of a snapshot back.
+    /// Brings a file or directory of a snapshot back, or sets the whole volume back.
     Restore {
         /// Name of the snapshot.
         snapshot: String,
-        /// Path in the volume.
-        path: String,
+        /// Path in the volume; the whole volume where it is missing.
+        #[serde(default)]
+        path: Option<String>,
         /// Path in the volume to restore it to; the same where it is missing.
         #[serde(default)]
         to: Option<String>,
+        /// Set the volume back though somebody uses it.
+        #[serde(default)]
+        force: bool,
     },
     /// Makes everything durable.
     Sync {},

@@ -5,8 +5,9 @@ use crate::image::socket_of;
 use anyhow::Context;
 use kfs::{Filesystem, MountOptions};
 use kfs_disk::{BlockDevice, FileDevice, Holder, OpenError};
+use kfsctl::execute::begin_restore;
 use kfsctl::{Client, Request};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -68,25 +69,22 @@ impl Executor {
         }
     }
 
-    /// Sets the volume back to a snapshot, and returns the name of the one that keeps the state before.
-    pub(crate) fn restore_volume(&mut self, snapshot: &str) -> anyhow::Result<String> {
-        let Self::Image { fs, device } = self else {
-            anyhow::bail!(
-                "the whole volume cannot be set back while a kfsd serves it: stop that and give \
-                 --image IMAGE, or restore single paths with --path"
-            );
-        };
-        let known = fs.snapshots();
-        let is_known = |name: &str| known.iter().any(|snapshot| snapshot.name == name);
-        anyhow::ensure!(is_known(snapshot), "there is no snapshot '{snapshot}'");
-        let undo = (1..)
-            .map(|number: u32| format!("before-restore-{number}"))
-            .find(|name| !is_known(name))
-            .context("all names are taken")?;
-        fs.begin_restore(snapshot, &undo)?;
-        fs.close()?;
-        *fs = open(device, false).context("setting the volume back")?;
-        Ok(undo)
+    /// Sets the volume back to a snapshot; the answer is as a daemon's.
+    pub(crate) fn restore_volume(&mut self, snapshot: &str, force: bool) -> anyhow::Result<Value> {
+        match self {
+            Self::Daemon(client) => Ok(client.request(&Request::Restore {
+                snapshot: snapshot.into(),
+                path: None,
+                to: None,
+                force,
+            })?),
+            Self::Image { fs, device } => {
+                let undo = begin_restore(fs, snapshot)?;
+                fs.close()?;
+                *fs = open(device, false).context("setting the volume back")?;
+                Ok(json!({ "undo": undo }))
+            }
+        }
     }
 
     /// Ends the work: an image that was opened is closed.

@@ -55,11 +55,12 @@ fn carry_out(executor: &mut Executor, command: &Command) -> anyhow::Result<Strin
         Command::Restore {
             snapshot,
             path: None,
+            force,
             json,
             ..
         } => {
-            let undo = executor.restore_volume(snapshot)?;
-            show(&json!({ "undo": undo }), *json, |set_back: SetBack| {
+            let value = executor.restore_volume(snapshot, *force)?;
+            show(&value, *json, |set_back: SetBack| {
                 format!(
                     "the volume is as it was at '{snapshot}'; what it was before is '{}'\n",
                     set_back.undo
@@ -71,11 +72,13 @@ fn carry_out(executor: &mut Executor, command: &Command) -> anyhow::Result<Strin
             path: Some(path),
             to,
             json,
+            ..
         } => {
             let value = executor.request(&Request::Restore {
                 snapshot: snapshot.clone(),
-                path: path.clone(),
+                path: Some(path.clone()),
                 to: to.clone(),
+                force: false,
             })?;
             show(&value, *json, |restored: RestoreInfo| {
                 format!(
@@ -165,7 +168,11 @@ fn snapshot(executor: &mut Executor, command: &SnapshotCommand) -> anyhow::Resul
             })?;
             show(&value, *json, |diff: Diff| changes(&diff))
         }
-        SnapshotCommand::Export { name, image, json } => {
+        SnapshotCommand::Export {
+            name,
+            new_image: image,
+            json,
+        } => {
             // The daemon has another working directory.
             let path = std::path::absolute(image).context("the new image")?;
             let value = executor.request(&Request::SnapshotExport {

@@ -4,8 +4,9 @@
 //! then threads are started, which inherit the lock; at the end the users are sent away before the volume is closed.
 
 use crate::config::{Config, ControlSocket, Endpoint, Source};
-use crate::control::{ControlListener, ControlServer, Handler};
+use crate::control::{ControlListener, ControlServer};
 use crate::endpoint::{Opened, Reserved, Running};
+use crate::handler::ControlHandler;
 use crate::image::{Image, ImageConfig};
 use crate::metrics::Metrics;
 use crate::sandbox;
@@ -13,10 +14,7 @@ use crate::schedule::Scheduler;
 use crate::shared_dir::{SharedDir, SharedDirConfig};
 use crate::shutdown::Events;
 use crate::volume::{Volume, VolumeError};
-use kfsctl::protocol::{ErrorCode, Request, RequestError};
-use kfsctl::status::DaemonStatus;
 use rustix::process::{Resource, Rlimit};
-use serde_json::Value;
 use std::sync::Arc;
 
 /// Open files wanted where nothing else is said.
@@ -64,11 +62,8 @@ fn serve(
         }
     }
     let metrics = Metrics::new(users.iter().map(|user| user.describe(config)).collect());
-    let status = StatusHandler {
-        volume: Arc::clone(volume),
-        metrics,
-    };
-    let _server = control.and_then(|listener| answer(listener, status));
+    let handler = ControlHandler::new(Arc::clone(volume), metrics);
+    let _server = control.and_then(|listener| answer(listener, handler));
     let mut running: Vec<Running> = Vec::new();
     let mut is_well = true;
     let scheduler = config
@@ -93,7 +88,7 @@ fn serve(
     Ok(is_well)
 }
 
-fn answer(listener: ControlListener, handler: StatusHandler) -> Option<ControlServer> {
+fn answer(listener: ControlListener, handler: ControlHandler) -> Option<ControlServer> {
     let path = listener.path().to_owned();
     match listener.serve(Arc::new(handler)) {
         Ok(server) => {
@@ -182,35 +177,4 @@ fn raise_open_files(wanted: Option<u64>) {
         }
     }
     log::warn!("the limit of open files cannot be set to {target}");
-}
-
-struct StatusHandler {
-    volume: Arc<dyn Volume>,
-    metrics: Metrics,
-}
-
-impl Handler for StatusHandler {
-    fn handle(&self, request: Request) -> Result<Value, RequestError> {
-        match request {
-            Request::Status {} => {
-                let status = kfsctl::Status {
-                    daemon: Some(DaemonStatus {
-                        version: env!("CARGO_PKG_VERSION").into(),
-                        pid: std::process::id(),
-                        uptime_seconds: self.metrics.uptime().as_secs_f64(),
-                    }),
-                    volume: self.volume.status(),
-                    sessions: self.metrics.sessions(),
-                    operations: self.metrics.operations(),
-                };
-                serde_json::to_value(status)
-                    .map_err(|error| RequestError::new(ErrorCode::Failed, error.to_string(), ""))
-            }
-            request => self.volume.control(&request),
-        }
-    }
-
-    fn tick(&self) {
-        self.metrics.sample();
-    }
 }

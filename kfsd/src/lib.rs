@@ -11,6 +11,7 @@ pub mod control;
 pub mod daemon;
 mod endpoint;
 pub mod fuse;
+mod handler;
 pub mod image;
 mod legacy_options;
 pub mod logging;

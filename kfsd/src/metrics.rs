@@ -52,6 +52,11 @@ impl Metrics {
         }
     }
 
+    /// All users, attached or not.
+    pub fn users(&self) -> &[User] {
+        &self.users
+    }
+
     /// Time since the beginning.
     pub fn uptime(&self) -> Duration {
         self.begin.elapsed()

@@ -12,6 +12,23 @@ use std::sync::Arc;
 /// Why a volume could not be opened, made durable or closed. The chain of sources says it all.
 pub type VolumeError = Box<dyn std::error::Error + Send + Sync>;
 
+/// Why a volume was not set back.
+#[derive(Debug)]
+pub enum RestoreError {
+    /// Nothing has changed.
+    Refused(RequestError),
+    /// The volume does not open any more: no session can be served.
+    Lost(RequestError),
+}
+
+fn no_image() -> RequestError {
+    RequestError::new(
+        ErrorCode::NotSupported,
+        "a directory of the host is served, not an image",
+        "the host's own file system may have what you look for",
+    )
+}
+
 /// A tree that is served.
 pub trait Volume: Send + Sync {
     /// A view of the volume for one session: with lookup counts and handles of its own.
@@ -23,11 +40,16 @@ pub trait Volume: Send + Sync {
     /// Carries out a request that is about the volume alone.
     fn control(&self, request: &Request) -> Result<Value, RequestError> {
         let _ = request;
-        Err(RequestError::new(
-            ErrorCode::NotSupported,
-            "a directory of the host is served, not an image",
-            "the host's own file system may have what you look for",
-        ))
+        Err(no_image())
+    }
+
+    /// Sets the volume back to a snapshot, and returns the name of the one that keeps the state before.
+    ///
+    /// No session is used meanwhile. Those that there were are to be exchanged for new ones if this
+    /// succeeds, and not to be used any more if it fails with [`RestoreError::Lost`].
+    fn restore(&self, snapshot: &str) -> Result<String, RestoreError> {
+        let _ = snapshot;
+        Err(RestoreError::Refused(no_image()))
     }
 
     /// Makes everything durable.

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use parking_lot::{RwLock, RwLockWriteGuard};
 use rustix::io::Errno;
 
 use super::abi::{
@@ -52,7 +53,8 @@ const WANTED: InitFlags = InitFlags::ASYNC_READ
 
 /// One kernel's session with a file system.
 pub struct Session {
-    file_system: Arc<dyn FileSystem>,
+    /// Each request holds it shared to its end; exclusively held, nothing is in progress.
+    file_system: RwLock<Arc<dyn FileSystem>>,
     /// The flags agreed on, and READY; 0 before INIT and after the end.
     agreed: AtomicU64,
     /// The minor number agreed on; 0 before INIT.
@@ -74,7 +76,7 @@ impl Session {
     /// A session that waits for INIT.
     pub fn new(file_system: Arc<dyn FileSystem>) -> Self {
         Self {
-            file_system,
+            file_system: RwLock::new(file_system),
             agreed: AtomicU64::new(0),
             minor: AtomicU32::new(0),
             counts: [const { AtomicU64::new(0) }; CODES],
@@ -110,9 +112,17 @@ impl Session {
         Some((KERNEL_VERSION, self.minor.load(Ordering::Relaxed)))
     }
 
-    /// What the file system holds for the session, where it counts that.
+    /// What the file system holds for the session, where it counts that, and is not being exchanged.
     pub fn usage(&self) -> Option<Usage> {
-        self.file_system.usage()
+        self.file_system.try_read()?.usage()
+    }
+
+    /// Waits for the requests in progress, and lets new ones wait.
+    pub fn suspend(&self) -> Suspended<'_> {
+        Suspended {
+            session: self,
+            file_system: self.file_system.write(),
+        }
     }
 
     /// Bytes that READ and WRITE moved.
@@ -124,7 +134,7 @@ impl Session {
     /// Ends the session when the other side is gone: as DESTROY does.
     pub fn end(&self) {
         if self.agreed.swap(0, Ordering::AcqRel) & READY != 0 {
-            self.file_system.destroy();
+            self.file_system.read().destroy();
         }
     }
 
@@ -152,7 +162,7 @@ impl Session {
         match opcode {
             Some(Opcode::Forget | Opcode::BatchForget) => {
                 if whole && self.agreed().is_some() {
-                    dispatch::forget(&*self.file_system, &header, &mut source);
+                    dispatch::forget(&**self.file_system.read(), &header, &mut source);
                 }
                 return 0;
             }
@@ -197,8 +207,9 @@ impl Session {
             self.end();
             return Ok(());
         }
+        let file_system = self.file_system.read();
         let call = dispatch::Call {
-            file_system: &*self.file_system,
+            file_system: &**file_system,
             ctx: Context::from(header),
             node: header.nodeid,
             total_extlen: header.total_extlen,
@@ -256,7 +267,7 @@ impl Session {
             offered,
         };
         let mut agreed = defaults(&request);
-        self.file_system.init(&request, &mut agreed)?;
+        self.file_system.read().init(&request, &mut agreed)?;
         agreed.flags &= offered;
         let flags = agreed.flags.bits();
         out.minor = request.minor;
@@ -272,6 +283,25 @@ impl Session {
         self.agreed.store(flags | READY, Ordering::Release);
         log::debug!("FUSE 7.{}, agreed on {:?}", out.minor, agreed.flags);
         reply::put(sink, &out)
+    }
+}
+
+/// A session without requests in progress; they go on when this is dropped.
+pub struct Suspended<'a> {
+    session: &'a Session,
+    file_system: RwLockWriteGuard<'a, Arc<dyn FileSystem>>,
+}
+
+impl Suspended<'_> {
+    /// Goes on with another file system. It has to answer for node ids and handles that the kernel has from
+    /// the one before, which is not asked to destroy anything.
+    pub fn replace(mut self, file_system: Arc<dyn FileSystem>) {
+        *self.file_system = file_system;
+    }
+
+    /// Goes on without: all requests fail, until the kernel says INIT.
+    pub fn fail(self) {
+        self.session.agreed.store(0, Ordering::Release);
     }
 }
 

@@ -9,7 +9,9 @@
 //! ```
 //!
 //! A node id is an inode number with its generation: it means the same in every session and after
-//! a restart of the daemon.
+//! a restart of the daemon. When the volume is set back to a snapshot an *epoch* ends, and all ids of before
+//! with it: what a kernel still has open or cached fails with ESTALE, rather than show a file that is another
+//! one by now.
 
 mod convert;
 mod data;
@@ -21,11 +23,13 @@ mod session;
 use crate::config::CachePolicy;
 use crate::fuse::FileSystem;
 use crate::sandbox::{self, SandboxError};
-use crate::volume::{Volume, VolumeError};
+use crate::volume::{RestoreError, Volume, VolumeError};
 use kfs::{ErrorsPolicy, Filesystem, MountOptions, ReadOnlyReason};
 use kfs_disk::{BlockDevice, FileDevice, StatsDevice};
-use kfsctl::protocol::{Request, RequestError};
+use kfsctl::execute;
+use kfsctl::protocol::{ErrorCode, Request, RequestError};
 use kfsctl::status;
+use parking_lot::RwLock;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -98,10 +102,25 @@ pub(crate) struct Rules {
     pub(crate) timeout: Duration,
 }
 
+/// How long a restore waits for other requests of kfsctl to end.
+const RESTORE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The open file system.
+#[derive(Clone)]
+struct Opened {
+    filesystem: Arc<Filesystem>,
+    /// How often the volume was set back since the image was opened.
+    epoch: u32,
+}
+
 /// An image that is served.
 pub struct Image {
     path: PathBuf,
-    filesystem: Arc<Filesystem>,
+    /// Held only to look, and to exchange it.
+    opened: RwLock<Opened>,
+    /// Held shared by requests of kfsctl, exclusively by those that open the file system anew.
+    requests: RwLock<()>,
+    options: MountOptions,
     device: Arc<StatsDevice<Box<dyn BlockDevice>>>,
     rules: Arc<Rules>,
 }
@@ -138,7 +157,7 @@ impl Image {
             path: config.path.clone(),
             source,
         };
-        let mut filesystem = Filesystem::open(shared, options).map_err(cannot_serve)?;
+        let mut filesystem = Filesystem::open(shared, options.clone()).map_err(cannot_serve)?;
         if let Some(name) = &config.snapshot {
             filesystem = filesystem
                 .open_snapshot(name)
@@ -167,10 +186,19 @@ impl Image {
         };
         Ok(Self {
             path: config.path.clone(),
-            filesystem,
+            opened: RwLock::new(Opened {
+                filesystem,
+                epoch: 0,
+            }),
+            requests: RwLock::new(()),
+            options,
             device,
             rules: Arc::new(rules),
         })
+    }
+
+    fn filesystem(&self) -> Arc<Filesystem> {
+        Arc::clone(&self.opened.read().filesystem)
     }
 
     /// The image, as it was given.
@@ -181,25 +209,51 @@ impl Image {
 
 impl Volume for Image {
     fn new_session(&self) -> Result<Arc<dyn FileSystem>, VolumeError> {
-        Ok(Arc::new(Session::new(
-            Arc::clone(&self.filesystem),
-            Arc::clone(&self.rules),
-        )?))
+        let Opened { filesystem, epoch } = self.opened.read().clone();
+        let rules = Arc::clone(&self.rules);
+        Ok(Arc::new(Session::new(filesystem, epoch, rules)?))
     }
 
     fn status(&self) -> status::VolumeStatus {
-        convert::volume_status(&self.path, &self.filesystem.status(), self.device.stats())
+        convert::volume_status(&self.path, &self.filesystem().status(), self.device.stats())
     }
 
     fn control(&self, request: &Request) -> Result<Value, RequestError> {
-        kfsctl::execute::execute(&self.filesystem, request)
+        let _request = self.requests.read();
+        execute::execute(&self.filesystem(), request)
+    }
+
+    fn restore(&self, snapshot: &str) -> Result<String, RestoreError> {
+        let Some(_alone) = self.requests.try_write_for(RESTORE_PATIENCE) else {
+            return Err(RestoreError::Refused(RequestError::new(
+                ErrorCode::Busy,
+                "the volume is busy with another request",
+                "wait until it has ended",
+            )));
+        };
+        let lost = |error: kfs::Error| {
+            log::error!("the volume cannot be opened: {error}; nothing is served until a restart");
+            let text = format!("the volume cannot be opened: {error}");
+            let hint = "stop kfsd and look at the image with `kfsctl check` and e2fsck";
+            RestoreError::Lost(RequestError::new(ErrorCode::Failed, text, hint))
+        };
+        let filesystem = self.filesystem();
+        let undo = execute::begin_restore(&filesystem, snapshot).map_err(RestoreError::Refused)?;
+        filesystem.close().map_err(lost)?;
+        let device = Arc::clone(&self.device) as Arc<dyn BlockDevice>;
+        let filesystem = Filesystem::open(device, self.options.clone()).map_err(lost)?;
+        let mut opened = self.opened.write();
+        opened.filesystem = filesystem;
+        opened.epoch += 1;
+        log::info!("the volume is as it was at '{snapshot}'; what it was before is '{undo}'");
+        Ok(undo)
     }
 
     fn sync(&self) -> Result<(), VolumeError> {
-        Ok(self.filesystem.sync()?)
+        Ok(self.filesystem().sync()?)
     }
 
     fn shutdown(&self) -> Result<(), VolumeError> {
-        Ok(self.filesystem.close()?)
+        Ok(self.filesystem().close()?)
     }
 }

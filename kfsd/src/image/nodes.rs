@@ -16,9 +16,14 @@ const SHARDS: usize = 64;
 /// The id that FUSE gives to the root.
 pub(super) const ROOT_ID: u64 = 1;
 
+/// Generations of successive epochs are this far apart on the wire: no id of one is a likely id of another.
+const EPOCH_STEP: u32 = 0x9e37_79b9;
+
 /// The known inodes.
 pub(super) struct Nodes {
     filesystem: Arc<Filesystem>,
+    /// What is added to generations to make node ids.
+    salt: u32,
     root: Arc<Inode>,
     shards: Vec<Mutex<HashMap<u64, Node>>>,
 }
@@ -28,24 +33,25 @@ struct Node {
     lookups: u64,
 }
 
-/// The node id of an inode: its generation and number.
-pub(super) fn id_of(inode: &Inode) -> u64 {
-    if inode.nr() == InodeNr::ROOT {
-        ROOT_ID
-    } else {
-        u64::from(inode.generation()) << 32 | u64::from(inode.nr().0)
-    }
-}
-
 impl Nodes {
-    pub(super) fn new(filesystem: Arc<Filesystem>) -> kfs::Result<Self> {
+    pub(super) fn new(filesystem: Arc<Filesystem>, epoch: u32) -> kfs::Result<Self> {
         let root = filesystem.root()?;
         let shards = (0..SHARDS).map(|_| Mutex::new(HashMap::new())).collect();
         Ok(Self {
             filesystem,
+            salt: epoch.wrapping_mul(EPOCH_STEP),
             root,
             shards,
         })
+    }
+
+    /// The node id of an inode: its generation and number.
+    fn id_of(&self, inode: &Inode) -> u64 {
+        if inode.nr() == InodeNr::ROOT {
+            return ROOT_ID;
+        }
+        let generation = inode.generation().wrapping_add(self.salt);
+        u64::from(generation) << 32 | u64::from(inode.nr().0)
     }
 
     fn shard(&self, id: u64) -> &Mutex<HashMap<u64, Node>> {
@@ -65,7 +71,8 @@ impl Nodes {
         let inode = match known {
             Some(inode) => inode,
             None => {
-                let (generation, nr) = ((id >> 32) as u32, InodeNr(id as u32));
+                let generation = ((id >> 32) as u32).wrapping_sub(self.salt);
+                let nr = InodeNr(id as u32);
                 self.filesystem
                     .inode(nr, generation)
                     .map_err(errno(&self.filesystem))?
@@ -80,7 +87,7 @@ impl Nodes {
 
     /// Counts a lookup and gives the node id.
     pub(super) fn remember(&self, inode: &Arc<Inode>) -> u64 {
-        let id = id_of(inode);
+        let id = self.id_of(inode);
         if id != ROOT_ID {
             self.filesystem.acquire(inode, 1);
             let mut shard = self.shard(id).lock();

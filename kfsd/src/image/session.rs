@@ -63,8 +63,12 @@ const NEVER: InitFlags = InitFlags::POSIX_LOCKS
     .union(InitFlags::ALLOW_IDMAP);
 
 impl Session {
-    pub(super) fn new(filesystem: Arc<Filesystem>, rules: Arc<Rules>) -> kfs::Result<Self> {
-        let nodes = Nodes::new(Arc::clone(&filesystem))?;
+    pub(super) fn new(
+        filesystem: Arc<Filesystem>,
+        epoch: u32,
+        rules: Arc<Rules>,
+    ) -> kfs::Result<Self> {
+        let nodes = Nodes::new(Arc::clone(&filesystem), epoch)?;
         Ok(Self {
             filesystem,
             rules,

@@ -1,0 +1,106 @@
+//! `ControlHandler`: what kfsctl asks for, carried out by the part of the daemon that it concerns.
+
+use crate::control::Handler;
+use crate::metrics::Metrics;
+use crate::volume::{RestoreError, Volume};
+use kfsctl::protocol::{ErrorCode, Request, RequestError};
+use kfsctl::status::{DaemonStatus, TransportKind};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// Answers the requests that the control server receives.
+pub(crate) struct ControlHandler {
+    volume: Arc<dyn Volume>,
+    metrics: Metrics,
+}
+
+impl ControlHandler {
+    pub(crate) fn new(volume: Arc<dyn Volume>, metrics: Metrics) -> Self {
+        Self { volume, metrics }
+    }
+
+    fn status(&self) -> Result<Value, RequestError> {
+        let status = kfsctl::Status {
+            daemon: Some(DaemonStatus {
+                version: env!("CARGO_PKG_VERSION").into(),
+                pid: std::process::id(),
+                uptime_seconds: self.metrics.uptime().as_secs_f64(),
+            }),
+            volume: self.volume.status(),
+            sessions: self.metrics.sessions(),
+            operations: self.metrics.operations(),
+        };
+        serde_json::to_value(status)
+            .map_err(|error| RequestError::new(ErrorCode::Failed, error.to_string(), ""))
+    }
+
+    /// Sets the volume back to a snapshot under its users, all of whom wait meanwhile.
+    fn restore(&self, snapshot: &str, force: bool) -> Result<Value, RequestError> {
+        let attached = self.attached();
+        if !force && !attached.is_empty() {
+            return Err(RequestError::new(
+                ErrorCode::Busy,
+                format!("the volume is in use: {}", attached.join(", ")),
+                "unmount it there, or give --force: what they have open will fail with ESTALE",
+            ));
+        }
+        let suspended: Vec<_> = self
+            .metrics
+            .users()
+            .iter()
+            .map(|user| user.session.suspend())
+            .collect();
+        match self.volume.restore(snapshot) {
+            Ok(undo) => {
+                for session in suspended {
+                    match self.volume.new_session() {
+                        Ok(file_system) => session.replace(file_system),
+                        Err(error) => {
+                            log::error!("a user cannot be served any more: {error}");
+                            session.fail();
+                        }
+                    }
+                }
+                Ok(json!({ "undo": undo }))
+            }
+            Err(RestoreError::Refused(error)) => Err(error),
+            Err(RestoreError::Lost(error)) => {
+                suspended.into_iter().for_each(|session| session.fail());
+                Err(error)
+            }
+        }
+    }
+
+    /// Who uses the volume now, for people.
+    fn attached(&self) -> Vec<String> {
+        let sessions = self.metrics.sessions();
+        let connected = sessions.iter().filter(|session| session.connected);
+        let describe = connected.map(|session| {
+            let place = session.endpoint.display();
+            match session.transport {
+                TransportKind::DevFuse => format!("the mount at {place}"),
+                TransportKind::VhostUser => format!("the guest at {place}"),
+            }
+        });
+        describe.collect()
+    }
+}
+
+impl Handler for ControlHandler {
+    fn handle(&self, request: Request) -> Result<Value, RequestError> {
+        match request {
+            Request::Status {} => self.status(),
+            Request::Restore {
+                snapshot,
+                path: None,
+                force,
+                ..
+            } => self.restore(&snapshot, force),
+            request => self.volume.control(&request),
+        }
+    }
+
+    fn tick(&self) {
+        self.metrics.sample();
+    }
+}
