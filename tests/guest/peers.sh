@@ -13,12 +13,12 @@ fail() {
     failed=1
 }
 
-# wait_for PATH: true when PATH is seen within 150 s: a guest may have to be booted twice.
+# wait_for PATH: true when PATH is seen within 90 s.
 wait_for() {
     tries=0
     while [ ! -e "$1" ]; do
         tries=$((tries + 1))
-        [ $tries -lt 300 ] || return 1
+        [ $tries -lt 180 ] || return 1
         sleep 0.5
     done
 }
