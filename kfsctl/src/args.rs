@@ -40,6 +40,9 @@ pub(crate) enum Command {
     /// Exit status: 0 nothing is wrong, 4 the image is damaged, 8 it could not be checked. An
     /// image whose journal must be replayed is checked as it will be after that.
     Check {
+        /// Check a snapshot in place of the volume, which may be in use
+        #[arg(long, value_name = "NAME")]
+        snapshot: Option<String>,
         /// Print the report as one JSON object
         #[arg(long)]
         json: bool,
@@ -79,6 +82,47 @@ pub(crate) enum Command {
     Sync,
     /// Let a kfsd forget metadata that it can read again
     DropCaches,
+    /// Make a volume that a kfsd serves stand still, so that its image can be copied
+    ///
+    /// All changes are in the image, which is that of a closed volume; new ones wait for `thaw`, or
+    /// until the time is over.
+    Freeze {
+        /// After how long it goes on by itself, with a unit: 90s, 5m
+        #[arg(long, value_name = "TIME", default_value = "60s", value_parser = crate::daemon::parse_seconds)]
+        timeout: u64,
+        /// Print the result as one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let a frozen volume go on
+    Thaw,
+    /// Change a setting of a running kfsd
+    #[command(subcommand)]
+    Set(SetCommand),
+    /// Print counters of a kfsd in the text format of Prometheus
+    Metrics,
+    /// Watch what a kfsd does
+    Top {
+        /// Seconds between two looks
+        #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3600))]
+        interval: u64,
+        /// Look for one interval, print that, and end; as if there is no terminal
+        #[arg(long)]
+        once: bool,
+        /// Print one JSON object per interval, without a screen
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SetCommand {
+    /// What it logs from now on
+    LogLevel {
+        /// The least important messages that are logged
+        #[arg(value_parser = ["off", "error", "warn", "info", "debug", "trace"])]
+        level: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,11 +1,14 @@
 //! `kfsctl check`: a check of an image that nobody uses.
 
 use crate::args::Target;
+use crate::target::Executor;
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
-use kfs::check::{CheckOptions, CheckReport, Finding, Phase, Progress, Severity, Verdict, check};
+use kfs::check::{CheckOptions, CheckReport, Phase, Progress, Severity, Verdict, check};
 use kfs_disk::FileDevice;
-use serde_json::{Value, json};
+use kfsctl::Request;
+use kfsctl::report::to_json;
+use serde_json::Value;
 use std::fmt::Write;
 use std::io::IsTerminal;
 use std::path::Path;
@@ -42,6 +45,58 @@ pub(crate) fn run(target: &Target, as_json: bool) -> anyhow::Result<ExitCode> {
     })
 }
 
+/// Checks the volume as a snapshot sees it, by whoever has it open.
+pub(crate) fn run_snapshot(target: &Target, name: &str, as_json: bool) -> anyhow::Result<ExitCode> {
+    let mut executor = Executor::find(target, true)?;
+    let value = executor.request(&Request::Check {
+        snapshot: name.to_owned(),
+    });
+    executor.finish()?;
+    let value = value?;
+    let text = if as_json {
+        format!("{value}\n")
+    } else {
+        snapshot_to_text(name, &value)
+    };
+    crate::print(&text)?;
+    Ok(match value["verdict"].as_str() {
+        Some("damaged") | None => ExitCode::from(EXIT_DAMAGED),
+        Some(_) => ExitCode::SUCCESS,
+    })
+}
+
+fn snapshot_to_text(name: &str, value: &Value) -> String {
+    let mut text = String::new();
+    let findings = value["findings"].as_array();
+    for finding in findings.into_iter().flatten() {
+        let severity = match finding["severity"].as_str() {
+            Some("warning") => "warning: ",
+            _ => "",
+        };
+        let said = finding["text"].as_str().unwrap_or_default();
+        let _ = writeln!(text, "{severity}{}", said.escape_debug());
+    }
+    let number = |part: &Value| part.as_u64().unwrap_or(0);
+    let totals = &value["totals"];
+    let _ = writeln!(
+        text,
+        "{}/{} inodes, {}/{} blocks of {}",
+        number(&totals["inodes_used"]),
+        number(&totals["inodes"]),
+        number(&totals["blocks_used"]),
+        number(&totals["blocks"]),
+        number(&totals["block_size_bytes"]),
+    );
+    let verdict = match (value["verdict"].as_str(), number(&value["errors"])) {
+        (Some("clean"), _) => "clean".to_owned(),
+        (Some("needs-recovery"), _) => "no errors; orphans are finished when it is restored".into(),
+        (_, 1) => "damaged: 1 error".into(),
+        (_, errors) => format!("damaged: {errors} errors"),
+    };
+    let _ = writeln!(text, "snapshot '{}': {verdict}", name.escape_debug());
+    text
+}
+
 /// A bar on a terminal, nothing elsewhere.
 fn bar() -> ProgressBar {
     if !std::io::stderr().is_terminal() {
@@ -63,14 +118,6 @@ fn show_progress(bar: &ProgressBar, progress: Progress) {
     }
     bar.set_length(progress.total);
     bar.set_position(progress.done);
-}
-
-fn verdict_name(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Clean => "clean",
-        Verdict::NeedsRecovery => "needs-recovery",
-        Verdict::Broken => "damaged",
-    }
 }
 
 fn to_text(path: &Path, report: &CheckReport) -> String {
@@ -129,49 +176,4 @@ fn outcome(report: &CheckReport) -> String {
             format!("no errors; needs recovery: {due} when it is opened next")
         }
     }
-}
-
-fn to_json(path: &Path, report: &CheckReport) -> Value {
-    let totals = &report.totals;
-    json!({
-        "image": path,
-        "verdict": verdict_name(report.verdict()),
-        "is_complete": report.is_complete,
-        "errors": report.errors,
-        "warnings": report.warnings,
-        "findings": report.findings.iter().map(finding_to_json).collect::<Vec<_>>(),
-        "recovery": {
-            "journal": report.recovery.journal.map(|replay| json!({
-                "transactions": replay.transactions,
-                "blocks": replay.blocks,
-            })),
-            "orphans": report.recovery.orphans,
-        },
-        "totals": {
-            "block_size_bytes": totals.block_size,
-            "inodes": totals.inodes,
-            "inodes_used": totals.inodes_used,
-            "blocks": totals.blocks,
-            "blocks_used": totals.blocks_used,
-            "files": totals.files,
-            "directories": totals.directories,
-            "symlinks": totals.symlinks,
-            "special": totals.special,
-            "fragmented": totals.fragmented,
-        },
-    })
-}
-
-fn finding_to_json(finding: &Finding) -> Value {
-    json!({
-        "kind": finding.kind.as_str(),
-        "severity": match finding.severity {
-            Severity::Warning => "warning",
-            Severity::Error => "error",
-        },
-        "inode": finding.inode.map(|nr| nr.0),
-        "group": finding.group.map(|nr| nr.0),
-        "block": finding.block.map(|nr| nr.0),
-        "text": finding.text,
-    })
 }

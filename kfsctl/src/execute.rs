@@ -39,7 +39,12 @@ pub fn execute(fs: &Arc<Filesystem>, request: &Request) -> Result<Value, Request
             fs.drop_caches();
             Ok(json!({}))
         }
-        Request::Status {} | Request::Restore { path: None, .. } => Err(RequestError::new(
+        Request::Freeze { timeout_seconds } => crate::freeze::freeze(fs, *timeout_seconds),
+        Request::Thaw {} => crate::freeze::thaw(fs),
+        Request::Check { snapshot } => crate::report::check_snapshot(fs, snapshot),
+        Request::Status {}
+        | Request::SetLogLevel { .. }
+        | Request::Restore { path: None, .. } => Err(RequestError::new(
             ErrorCode::NotSupported,
             "the volume alone cannot answer that",
             "",
@@ -219,7 +224,7 @@ pub fn begin_restore(fs: &Arc<Filesystem>, snapshot: &str) -> Result<String, Req
     Ok(undo)
 }
 
-fn unknown(name: &str) -> RequestError {
+pub(crate) fn unknown(name: &str) -> RequestError {
     RequestError::new(
         ErrorCode::InvalidArgument,
         format!("there is no snapshot '{name}'"),
@@ -228,12 +233,12 @@ fn unknown(name: &str) -> RequestError {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-fn failed(error: Error) -> RequestError {
+pub(crate) fn failed(error: Error) -> RequestError {
     RequestError::new(ErrorCode::Failed, chain(&error), "")
 }
 
 /// An error with all its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -8,9 +8,13 @@
 pub mod client;
 #[cfg(feature = "volume")]
 pub mod execute;
+#[cfg(feature = "volume")]
+mod freeze;
 pub mod keep;
 pub mod line;
 pub mod protocol;
+#[cfg(feature = "volume")]
+pub mod report;
 pub mod snapshot;
 pub mod status;
 

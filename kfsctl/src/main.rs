@@ -3,9 +3,12 @@
 
 mod args;
 mod check;
+mod daemon;
 mod image;
+mod metrics;
 mod render;
 mod target;
+mod top;
 mod volume;
 
 use args::{Cli, Command};
@@ -37,7 +40,20 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     match &cli.command {
         Command::Status { json } => show(&status(cli)?, *json)?,
-        Command::Check { json } => return check::run(&cli.target, *json),
+        Command::Check {
+            snapshot: Some(name),
+            json,
+        } => return check::run_snapshot(&cli.target, name, *json),
+        Command::Check { json, .. } => return check::run(&cli.target, *json),
+        Command::Freeze { timeout, json } => daemon::freeze(&cli.target, *timeout, *json)?,
+        Command::Thaw => daemon::thaw(&cli.target)?,
+        Command::Set(command) => daemon::set(&cli.target, command)?,
+        Command::Metrics => print(&metrics::text(&status(cli)?))?,
+        Command::Top {
+            interval,
+            once,
+            json,
+        } => top::run(&cli.target, *interval, *once, *json)?,
         command => volume::run(&cli.target, command)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -90,6 +90,23 @@ pub enum Request {
     Trim {},
     /// Forgets metadata that can be read again.
     DropCaches {},
+    /// Makes the volume stand still, so that the image can be copied.
+    Freeze {
+        /// After how long it goes on by itself.
+        timeout_seconds: u64,
+    },
+    /// Ends a freeze.
+    Thaw {},
+    /// Changes what the daemon logs.
+    SetLogLevel {
+        /// `off`, `error`, `warn`, `info`, `debug` or `trace`.
+        level: String,
+    },
+    /// Checks the volume as a snapshot sees it; answered as `kfsctl check --json` prints it.
+    Check {
+        /// Name of the snapshot.
+        snapshot: String,
+    },
 }
 
 impl Request {
@@ -105,6 +122,10 @@ impl Request {
         "sync",
         "trim",
         "drop-caches",
+        "freeze",
+        "thaw",
+        "set-log-level",
+        "check",
     ];
 
     /// Reads a request line. The id comes back even with an error, wherever it could be read.

@@ -88,6 +88,16 @@ fn volume(page: &mut Page, volume: &VolumeStatus) {
     if let Some(journal) = &volume.journal {
         page.line("journal", journal_text(journal));
     }
+    if let Some(seconds) = volume.frozen_for_seconds {
+        page.line("frozen", format!("for {seconds:.0} seconds more"));
+    }
+    if let Some(snapshots) = volume.snapshots.filter(|all| all.count > 0) {
+        let bytes = HumanBytes(snapshots.pinned_bytes);
+        page.line(
+            "snapshots",
+            format!("{}, which keep {bytes}", snapshots.count),
+        );
+    }
     for cache in &volume.caches {
         page.line("cache", cache_text(cache));
     }

@@ -77,6 +77,22 @@ pub struct VolumeStatus {
     /// What the daemon did to the device.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<Device>,
+    /// Snapshots; absent for an idle image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshots: Option<Snapshots>,
+    /// How long a freeze will last, if the volume is frozen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub frozen_for_seconds: Option<f64>,
+}
+
+/// Snapshots of the volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Snapshots {
+    /// How many there are.
+    pub count: u64,
+    /// Free space that only they keep.
+    pub pinned_bytes: u64,
 }
 
 /// What an image needs before it can be trusted.
@@ -278,6 +294,10 @@ pub struct SessionStatus {
     pub known_inodes: Option<u64>,
     /// Requests it sent.
     pub requests: u64,
+    /// Bytes that it has read.
+    pub read_bytes: u64,
+    /// Bytes that it has written.
+    pub written_bytes: u64,
 }
 
 /// One kind of operation.
@@ -292,7 +312,18 @@ pub struct OperationStatus {
     pub errors: u64,
     /// How many came each second, over the last few.
     pub per_second: f64,
+    /// Time from taking the request up to its answer, in all.
+    pub seconds: f64,
+    /// How many took at most as long as [`LATENCY_BOUNDS`] say, one of each, and at last those that
+    /// took longer. Not cumulative.
+    pub latencies: Vec<u64>,
 }
+
+/// Upper bounds of the classes of latencies, in seconds.
+pub const LATENCY_BOUNDS: [f64; 10] = [
+    0.000_004, 0.000_016, 0.000_064, 0.000_256, 0.001_024, 0.004_096, 0.016_384, 0.065_536,
+    0.262_144, 1.048_576,
+];
 
 #[cfg(test)]
 mod tests {

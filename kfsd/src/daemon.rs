@@ -81,6 +81,7 @@ fn serve(
         }
     }
     is_well &= events.wait(running.len());
+    volume.release_waiting();
     drop(scheduler);
     for user in running {
         user.stop();

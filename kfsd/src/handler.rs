@@ -44,6 +44,14 @@ impl ControlHandler {
                 "unmount it there, or give --force: what they have open will fail with ESTALE",
             ));
         }
+        if self.volume.status().frozen_for_seconds.is_some() {
+            let hint = "`kfsctl thaw` ends that";
+            return Err(RequestError::new(
+                ErrorCode::Busy,
+                "the volume is frozen",
+                hint,
+            ));
+        }
         let suspended: Vec<_> = self
             .metrics
             .users()
@@ -86,6 +94,16 @@ impl ControlHandler {
     }
 }
 
+fn set_log_level(level: &str) -> Result<Value, RequestError> {
+    let level = level.parse().map_err(|_| {
+        let text = format!("there is no log level {level:?}");
+        let hint = "levels are off, error, warn, info, debug, trace";
+        RequestError::new(ErrorCode::InvalidArgument, text, hint)
+    })?;
+    crate::logging::set_level(level);
+    Ok(json!({}))
+}
+
 impl Handler for ControlHandler {
     fn handle(&self, request: Request) -> Result<Value, RequestError> {
         match request {
@@ -96,6 +114,7 @@ impl Handler for ControlHandler {
                 force,
                 ..
             } => self.restore(&snapshot, force),
+            Request::SetLogLevel { level } => set_log_level(&level),
             request => self.volume.control(&request),
         }
     }

@@ -92,6 +92,7 @@ impl Metrics {
     pub fn sessions(&self) -> Vec<SessionStatus> {
         let status = |user: &User| {
             let usage = user.session.usage();
+            let (read_bytes, written_bytes) = user.session.bytes_moved();
             SessionStatus {
                 transport: user.transport,
                 endpoint: user.endpoint.clone(),
@@ -101,9 +102,27 @@ impl Metrics {
                 open_handles: usage.map(|usage| usage.handles),
                 known_inodes: usage.map(|usage| usage.nodes),
                 requests: user.session.operations().map(|(_, count)| count).sum(),
+                read_bytes,
+                written_bytes,
             }
         };
         self.users.iter().map(status).collect()
+    }
+
+    /// Time that an operation took, in all.
+    fn time(&self, opcode: Opcode) -> Duration {
+        let times = self.users.iter().map(|user| user.session.time(opcode));
+        times.sum()
+    }
+
+    fn latencies(&self, opcode: Opcode) -> Vec<u64> {
+        let mut sums = vec![0; crate::fuse::LATENCY_CLASSES];
+        for user in &self.users {
+            for (sum, count) in sums.iter_mut().zip(user.session.latencies(opcode)) {
+                *sum += count;
+            }
+        }
+        sums
     }
 
     /// What was asked for, most frequent first.
@@ -130,6 +149,8 @@ impl Metrics {
                     .map(|user| user.session.errors(*opcode))
                     .sum(),
                 per_second: counts[index].saturating_sub(before[index]) as f64 / seconds,
+                seconds: self.time(*opcode).as_secs_f64(),
+                latencies: self.latencies(*opcode),
             })
             .collect();
         operations.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.name.cmp(&b.name)));

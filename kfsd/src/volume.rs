@@ -55,6 +55,9 @@ pub trait Volume: Send + Sync {
     /// Makes everything durable.
     fn sync(&self) -> Result<(), VolumeError>;
 
+    /// The end is near: whatever keeps requests waiting on purpose (a freeze) stops to.
+    fn release_waiting(&self) {}
+
     /// Makes everything durable and leaves the volume clean. No session is used afterwards; a
     /// second call does nothing.
     fn shutdown(&self) -> Result<(), VolumeError>;

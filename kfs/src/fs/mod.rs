@@ -7,6 +7,7 @@
 mod committer;
 mod damage;
 mod directory;
+mod freeze;
 mod mount;
 mod options;
 mod restore;
@@ -29,6 +30,7 @@ use crate::layout::inode::InodeFlags;
 use crate::volume::Volume;
 use committer::Committer;
 use damage::Damage;
+use freeze::Freezer;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64};
@@ -41,6 +43,7 @@ pub struct Filesystem {
     /// Held by renames between directories: while it is, the tree of directories keeps its shape.
     pub(crate) rename: crate::sync::Mutex<()>,
     committer: Mutex<Option<Committer>>,
+    freezer: Freezer,
     label: Vec<u8>,
     /// Whether the image was marked clean when it was opened.
     was_clean: bool,

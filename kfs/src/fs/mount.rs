@@ -67,6 +67,7 @@ impl Filesystem {
             orphans: Orphans::default(),
             rename: crate::sync::Mutex::new(Rank::Rename, ()),
             committer: Mutex::new(None),
+            freezer: super::Freezer::default(),
             label,
             was_clean,
             recovery,

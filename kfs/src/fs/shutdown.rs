@@ -46,6 +46,7 @@ impl Filesystem {
     /// # Errors
     /// What the device reports: the image needs recovery then, which the next open does.
     pub fn close(&self) -> Result<()> {
+        self.end_freezes();
         if let Some(mut committer) = self.committer.lock().take() {
             committer.stop();
         }
@@ -79,8 +80,15 @@ impl Filesystem {
         journal.commit_all()?;
         journal.checkpoint()?;
         journal.mark_empty()?;
-        let counts = self.volume.allocator.free_counts();
         let mut superblock = read_superblock(&**self.volume.device())?;
+        self.settle_superblock(&mut superblock);
+        mark_clean(&mut superblock, self.was_clean);
+        write_superblock(&**self.volume.device(), &mut superblock)
+    }
+
+    /// Brings what is old in the superblock up to date.
+    pub(super) fn settle_superblock(&self, superblock: &mut RawSuperblock) {
+        let counts = self.volume.allocator.free_counts();
         superblock.set_free_blocks_count(counts.blocks);
         superblock.s_free_inodes_count.set(counts.inodes);
         superblock.set_write_time(self.volume.now().seconds);
@@ -89,8 +97,6 @@ impl Filesystem {
             let ro_compat = superblock.ro_compat() - RoCompat::ORPHAN_PRESENT;
             superblock.s_feature_ro_compat.set(ro_compat.bits());
         }
-        mark_clean(&mut superblock, self.was_clean);
-        write_superblock(&**self.volume.device(), &mut superblock)
     }
 
     /// After an abort: leaves the journal for recovery and tells e2fsck that it is wanted. In the
@@ -130,7 +136,7 @@ impl Filesystem {
     }
 }
 
-fn mark_clean(superblock: &mut RawSuperblock, was_clean: bool) {
+pub(super) fn mark_clean(superblock: &mut RawSuperblock, was_clean: bool) {
     let incompat = superblock.incompat() - Incompat::RECOVER;
     superblock.s_feature_incompat.set(incompat.bits());
     // Without a journal, what an earlier crash has left is for e2fsck to find.

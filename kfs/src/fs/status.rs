@@ -4,6 +4,7 @@ use super::Filesystem;
 use crate::error::ReadOnlyReason;
 use crate::layout::features;
 use crate::storage::{CacheStatistics, JournalStatistics};
+use std::time::Duration;
 
 /// Space and inodes of the volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +61,12 @@ pub struct Status {
     pub cache: CacheStatistics,
     /// Inodes in memory.
     pub inodes_in_memory: u64,
+    /// Snapshots.
+    pub snapshots: u64,
+    /// Free blocks that only snapshots keep.
+    pub pinned_blocks: u64,
+    /// How long the volume will stay frozen, `None` when it is not.
+    pub frozen_for: Option<Duration>,
 }
 
 impl Filesystem {
@@ -101,6 +108,9 @@ impl Filesystem {
             recovery: self.recovery,
             cache: self.volume.cache.statistics(),
             inodes_in_memory: self.inodes.in_memory().len() as u64,
+            snapshots: self.volume.snapshots.list().len() as u64,
+            pinned_blocks: self.volume.allocator.pinned_blocks(),
+            frozen_for: self.frozen_for(),
         }
     }
 }

@@ -8,6 +8,7 @@ pub mod buffers;
 mod dispatch;
 pub mod file_system;
 pub mod flags;
+mod latency;
 mod reply;
 mod request;
 mod session;
@@ -18,6 +19,7 @@ pub use file_system::{
     Context, CopyRange, Creation, Entry, FileSystem, InitReply, InitRequest, Opened, Result,
     SecurityContext, SetAttr, SetLock, Usage,
 };
+pub use latency::LATENCY_CLASSES;
 pub use request::Scratch;
 pub use session::{MAX_DATA, Session};
 pub use sinks::{DirSink, XattrSink};

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::{RwLock, RwLockWriteGuard};
 use rustix::io::Errno;
@@ -17,6 +18,7 @@ use super::buffers::{DataSink, DataSource};
 use super::dispatch;
 use super::file_system::{Context, FileSystem, InitReply, InitRequest, Result, Usage};
 use super::flags::InitFlags;
+use super::latency::{LATENCY_CLASSES, Latency};
 use super::reply::{self, Reply};
 use super::request::{self, Args, Scratch};
 
@@ -61,6 +63,7 @@ pub struct Session {
     minor: AtomicU32,
     counts: [AtomicU64; CODES],
     errors: [AtomicU64; CODES],
+    latencies: [Latency; CODES],
     bytes_read: AtomicU64,
     bytes_written: AtomicU64,
 }
@@ -81,6 +84,7 @@ impl Session {
             minor: AtomicU32::new(0),
             counts: [const { AtomicU64::new(0) }; CODES],
             errors: [const { AtomicU64::new(0) }; CODES],
+            latencies: std::array::from_fn(|_| Latency::default()),
             bytes_read: AtomicU64::new(0),
             bytes_written: AtomicU64::new(0),
         }
@@ -104,6 +108,18 @@ impl Session {
     /// How often an operation failed for a reason other than that there is no such thing.
     pub fn errors(&self, opcode: Opcode) -> u64 {
         index(opcode).map_or(0, |index| self.errors[index].load(Ordering::Relaxed))
+    }
+
+    /// Time that an operation took, in all.
+    pub fn time(&self, opcode: Opcode) -> Duration {
+        index(opcode).map_or(Duration::ZERO, |index| self.latencies[index].sum())
+    }
+
+    /// How many requests for an operation are in each class of latencies.
+    pub fn latencies(&self, opcode: Opcode) -> [u64; LATENCY_CLASSES] {
+        index(opcode).map_or([0; LATENCY_CLASSES], |index| {
+            self.latencies[index].classes()
+        })
     }
 
     /// The version of the protocol that the kernel speaks; `None` outside INIT and DESTROY.
@@ -155,6 +171,7 @@ impl Session {
                 return 0;
             }
         };
+        let begin = Instant::now();
         let opcode = Opcode::from_code(header.opcode);
         if let Some(opcode) = opcode {
             self.count(opcode);
@@ -187,7 +204,11 @@ impl Session {
                 self.errors[index].fetch_add(1, Ordering::Relaxed);
             }
         }
-        reply.finish(&mut sink, result)
+        let written = reply.finish(&mut sink, result);
+        if let Some(index) = opcode.and_then(index) {
+            self.latencies[index].add(begin.elapsed());
+        }
+        written
     }
 
     fn answer(

@@ -8,7 +8,7 @@ use kfs::layout::inode::DeviceNumber;
 use kfs::{Attr, FileType, InodeFlags, SpaceStatus, TimeChange, Timestamp};
 use kfs_disk::DeviceStats;
 use kfsctl::status::{
-    Cache, Device, Features, Inodes, Journal, Source, Space, VolumeState, VolumeStatus,
+    Cache, Device, Features, Inodes, Journal, Snapshots, Source, Space, VolumeState, VolumeStatus,
 };
 use std::path::Path;
 
@@ -213,6 +213,11 @@ pub(super) fn volume_status(
             zeroings: device.zeroings,
             errors: device.errors,
         }),
+        snapshots: Some(Snapshots {
+            count: status.snapshots,
+            pinned_bytes: status.pinned_blocks * block_size,
+        }),
+        frozen_for_seconds: status.frozen_for.map(|left| left.as_secs_f64()),
     }
 }
 

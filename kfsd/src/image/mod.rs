@@ -253,6 +253,10 @@ impl Volume for Image {
         Ok(self.filesystem().sync()?)
     }
 
+    fn release_waiting(&self) {
+        self.filesystem().end_freezes();
+    }
+
     fn shutdown(&self) -> Result<(), VolumeError> {
         Ok(self.filesystem().close()?)
     }

@@ -98,19 +98,13 @@ impl Journal {
         self.commit_all()?;
         self.checkpoint()?;
         let mut log = self.log.lock();
-        let mut state = self.state.lock();
-        state.quiet = true;
-        while state.running.updates > 0 && !self.is_aborted() {
-            self.changed.wait(&mut state);
-        }
-        drop(state);
+        self.enter_quiet();
         let result = self.finish_quiet(&mut log, work);
-        self.state.lock().quiet = false;
-        self.changed.notify_all();
+        self.leave_quiet();
         result.inspect_err(|error| self.abort(error))
     }
 
-    fn finish_quiet<R>(
+    pub(super) fn finish_quiet<R>(
         &self,
         log: &mut Option<Log>,
         work: impl FnOnce() -> Result<R>,

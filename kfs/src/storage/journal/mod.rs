@@ -15,6 +15,7 @@
 
 mod checkpoint;
 mod commit;
+mod freeze;
 mod handle;
 mod log;
 mod recovery;
@@ -73,8 +74,8 @@ struct State {
     running: Running,
     /// A commit drains the running transaction: no new handles.
     draining: bool,
-    /// Somebody wants the volume to stand still: no new handles.
-    quiet: bool,
+    /// How many want the volume to stand still: no new handles while there are any.
+    quiet: u32,
     /// The volume is being closed: no new handles ever.
     closed: bool,
     /// The newest durable transaction.
@@ -125,7 +126,7 @@ impl Journal {
         let state = State {
             running: Running::new(first, 1),
             draining: false,
-            quiet: false,
+            quiet: 0,
             closed: false,
             committed: Tid(first.0.wrapping_sub(1)),
         };
@@ -190,7 +191,7 @@ impl Journal {
         may_wait_for_handles();
         loop {
             let mut state = self.state.lock();
-            while (state.draining || state.quiet) && !self.is_aborted() {
+            while (state.draining || state.quiet > 0) && !self.is_aborted() {
                 self.changed.wait(&mut state);
             }
             if self.is_aborted() {
@@ -346,7 +347,7 @@ impl Journal {
         if let Some(sink) = self.pre_images.read().as_ref() {
             sink.release(handle.credits);
         }
-        if state.running.updates == 0 && (state.draining || state.quiet) {
+        if state.running.updates == 0 && (state.draining || state.quiet > 0) {
             self.changed.notify_all();
         }
     }

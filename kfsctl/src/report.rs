@@ -1,0 +1,82 @@
+//! Reports of checks as JSON, and the check of a snapshot.
+
+use crate::execute::{failed, unknown};
+use crate::protocol::RequestError;
+use kfs::check::{CheckOptions, CheckReport, Finding, Severity, Verdict, check};
+use kfs::snapshot::SnapshotDevice;
+use kfs::{Error, Filesystem};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Checks the volume as a snapshot sees it. While that lasts the snapshot cannot be deleted.
+pub(crate) fn check_snapshot(fs: &Filesystem, name: &str) -> Result<Value, RequestError> {
+    let device =
+        SnapshotDevice::open(&fs.volume().snapshots, name).map_err(|error| match error {
+            Error::NotFound => unknown(name),
+            error => failed(error),
+        })?;
+    let options = CheckOptions::default();
+    let report = check(Arc::new(device), &options, &mut |_| {}).map_err(failed)?;
+    let mut value = to_json(Path::new(""), &report);
+    if let Some(object) = value.as_object_mut() {
+        object.remove("image");
+        object.insert("snapshot".into(), name.into());
+    }
+    Ok(value)
+}
+
+fn verdict_name(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Clean => "clean",
+        Verdict::NeedsRecovery => "needs-recovery",
+        Verdict::Broken => "damaged",
+    }
+}
+
+/// A report as `kfsctl check --json` prints it.
+#[must_use]
+pub fn to_json(path: &Path, report: &CheckReport) -> Value {
+    let totals = &report.totals;
+    json!({
+        "image": path,
+        "verdict": verdict_name(report.verdict()),
+        "is_complete": report.is_complete,
+        "errors": report.errors,
+        "warnings": report.warnings,
+        "findings": report.findings.iter().map(finding_to_json).collect::<Vec<_>>(),
+        "recovery": {
+            "journal": report.recovery.journal.map(|replay| json!({
+                "transactions": replay.transactions,
+                "blocks": replay.blocks,
+            })),
+            "orphans": report.recovery.orphans,
+        },
+        "totals": {
+            "block_size_bytes": totals.block_size,
+            "inodes": totals.inodes,
+            "inodes_used": totals.inodes_used,
+            "blocks": totals.blocks,
+            "blocks_used": totals.blocks_used,
+            "files": totals.files,
+            "directories": totals.directories,
+            "symlinks": totals.symlinks,
+            "special": totals.special,
+            "fragmented": totals.fragmented,
+        },
+    })
+}
+
+fn finding_to_json(finding: &Finding) -> Value {
+    json!({
+        "kind": finding.kind.as_str(),
+        "severity": match finding.severity {
+            Severity::Warning => "warning",
+            Severity::Error => "error",
+        },
+        "inode": finding.inode.map(|nr| nr.0),
+        "group": finding.group.map(|nr| nr.0),
+        "block": finding.block.map(|nr| nr.0),
+        "text": finding.text,
+    })
+}

@@ -1,0 +1,112 @@
+#!/bin/bash
+# admin.sh: what an administrator asks of a running kfsd: freeze and thaw, check of a snapshot, metrics, top,
+# the log level. Root only (mounts). Prints a line for each part and "N passed, 0 failed" at the end.
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+bin=${KFS_BIN_DIR:-$top/target/debug}
+work=$(mktemp -d)
+image=$work/disk.img mnt=$work/mnt
+mkdir "$mnt"
+
+cleanup() {
+    touch "$work/stop"
+    [ -z "${kfsd_pid:-}" ] || "$bin/kfsctl" --socket "$work/control" thaw 2>/dev/null || true
+    [ -z "${writer:-}" ] || wait "$writer" || true
+    ! mountpoint -q "$mnt" || umount "$mnt"
+    [ -z "${kfsd_pid:-}" ] || kill "$kfsd_pid" 2>/dev/null || true
+    rm -rf "$work"
+}
+trap cleanup EXIT
+
+passed=0
+ok() {
+    echo "ok: $1"
+    passed=$((passed + 1))
+}
+
+serve() {
+    start_kfsd "$work/log" --image "$image" --mount "$mnt" --control-socket "$work/control" "$@"
+}
+ctl() { "$bin/kfsctl" --socket "$work/control" "$@"; }
+
+"$bin/mkfs" "$image" 512M >/dev/null
+serve
+(while [ ! -e "$work/stop" ]; do
+    dd if=/dev/urandom of="$mnt/busy" bs=64k count=20 conv=fsync status=none 2>/dev/null
+    mkdir "$mnt/d" && rmdir "$mnt/d"
+done) 2>/dev/null &
+writer=$!
+sleep 1
+
+ctl freeze --timeout 5m | grep -q '300 seconds' || die "freeze does not say for how long"
+cp --sparse=always "$image" "$work/copy.img"
+e2fsck -fn "$work/copy.img" >"$work/fsck" 2>&1 || { cat "$work/fsck"; die "the copy of a frozen image is not clean"; }
+! grep -qi 'journal' "$work/fsck" || { cat "$work/fsck"; die "the copy's journal is not empty"; }
+cmp "$image" "$work/copy.img" || die "a frozen image changes"
+ctl status | grep -q '^frozen' || die "status does not show the freeze"
+timeout 5 "$bin/kfsctl" --socket "$work/control" sync || die "sync waits for the thaw"
+timeout 5 "$bin/kfsctl" --socket "$work/control" snapshot list >/dev/null || die "list waits for the thaw"
+ls "$mnt" >/dev/null || die "reading waits for the thaw"
+! ctl freeze 2>"$work/err" || die "it freezes twice"
+grep -q 'frozen already' "$work/err" || { cat "$work/err"; die "not the error there should be"; }
+ctl thaw
+! ctl thaw 2>"$work/err" || die "it thaws twice"
+grep -q 'not frozen' "$work/err" || { cat "$work/err"; die "not the error there should be"; }
+timeout 10 touch "$mnt/after" || die "nobody can write after the thaw"
+ok "freeze and thaw"
+
+ctl freeze --timeout 1s --json | grep -q '"timeout_seconds":1' || die "freeze prints no JSON"
+timeout 10 touch "$mnt/later" || die "it does not thaw by itself"
+ok "a freeze ends by itself"
+
+ctl snapshot create one >/dev/null
+ctl check --snapshot one | grep -q "snapshot 'one': clean" || die "the snapshot is not clean"
+ctl check --snapshot one --json | grep -q '"verdict":"clean"' || die "no JSON of it"
+status=0
+ctl check --snapshot none 2>/dev/null || status=$?
+[ $status = 8 ] || die "a snapshot that is not there gives $status"
+ok "a snapshot is checked while the volume is written"
+
+ctl metrics >"$work/metrics"
+for name in kfs_volume_free_bytes kfs_snapshots kfs_journal_commits_total kfs_device_writes_total \
+    'kfs_request_duration_seconds_bucket{operation="write",le="+Inf"}' 'kfs_cache_hits_total{cache='; do
+    grep -qF "$name" "$work/metrics" || { cat "$work/metrics"; die "no $name"; }
+done
+ok "metrics"
+
+ctl top --once >"$work/top"
+grep -q '^CLIENT' "$work/top" && grep -q '^write' "$work/top" || { cat "$work/top"; die "top shows no writes"; }
+ctl top --once --json | grep -q '"requests_per_second"' || die "no JSON of it"
+(sleep 2; printf q) | timeout 20 script -qec "$bin/kfsctl --socket $work/control top" "$work/screen" >/dev/null ||
+    die "top does not end on q"
+grep -q 'CLIENT' "$work/screen" || die "top shows nothing"
+grep -qF $'\e[?1049l' "$work/screen" || die "top does not put the screen back"
+ok "top, once and on a terminal"
+
+! grep -q 'control: ' "$work/log" || die "it logs requests already"
+ctl set log-level debug
+ctl sync
+grep -q 'control: Sync' "$work/log" || { cat "$work/log"; die "debug messages are not logged"; }
+ctl set log-level error
+ctl drop-caches
+! grep -q 'control: DropCaches' "$work/log" || die "debug messages are still logged"
+! ctl set log-level loud 2>/dev/null || die "there is no such level"
+ok "the log level is changed"
+
+# A frozen volume does not hold the end up, though writers wait.
+ctl freeze --timeout 1h >/dev/null
+touch "$work/stop"
+kill "$kfsd_pid"
+wait_end "$kfsd_pid" 30 || die "kfsd does not end while it is frozen"
+kfsd_pid=
+wait "$writer" || true
+writer=
+! mountpoint -q "$mnt" || umount "$mnt"
+"$bin/kfsctl" --image "$image" check --snapshot one | grep -q "snapshot 'one': clean" || die "idle: not clean"
+! "$bin/kfsctl" --image "$image" freeze 2>"$work/err" || die "an idle image freezes"
+grep -q 'no kfsd serves' "$work/err" || { cat "$work/err"; die "not the error there should be"; }
+"$bin/kfsctl" --image "$image" snapshot delete one >/dev/null
+e2fsck -fn "$image" >/dev/null 2>&1 || die "e2fsck finds something"
+ok "a frozen volume is closed in order"
+
+echo "$passed passed, 0 failed"
