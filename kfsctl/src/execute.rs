@@ -42,13 +42,13 @@ pub fn execute(fs: &Arc<Filesystem>, request: &Request) -> Result<Value, Request
         Request::Freeze { timeout_seconds } => crate::freeze::freeze(fs, *timeout_seconds),
         Request::Thaw {} => crate::freeze::thaw(fs),
         Request::Check { snapshot } => crate::report::check_snapshot(fs, snapshot),
-        Request::Status {}
-        | Request::SetLogLevel { .. }
-        | Request::Restore { path: None, .. } => Err(RequestError::new(
-            ErrorCode::NotSupported,
-            "the volume alone cannot answer that",
-            "",
-        )),
+        Request::Status {} | Request::SetLogLevel { .. } | Request::Restore { path: None, .. } => {
+            Err(RequestError::new(
+                ErrorCode::NotSupported,
+                "the volume alone cannot answer that",
+                "",
+            ))
+        }
     }
 }
 

@@ -108,7 +108,7 @@ impl Plan {
         superblock.update_checksum();
         let geometry = Geometry::try_from(&superblock).map_err(Error::Invalid)?;
         let mut places = Places {
-            geometry,
+            geometry: geometry.clone(),
             numbers,
             space: Space::default(),
         };
@@ -127,7 +127,7 @@ impl Plan {
         let first = u64::from(numbers.first_data_block);
         superblock.set_free_blocks_count(numbers.blocks_count - first - used);
         let inodes = FIRST_INODE + u32::from(orphan.is_some());
-        superblock.s_free_inodes_count = U32::new(geometry.inodes_count - inodes);
+        superblock.s_free_inodes_count = U32::new(geometry.inodes_count() - inodes);
         // Linux takes this for statfs; the file system's own overhead is what it counts itself.
         let overhead = first + metadata + numbers.journal_blocks;
         superblock.s_overhead_clusters = U32::new(u32::try_from(overhead).unwrap_or(0));
@@ -160,7 +160,7 @@ impl Plan {
 
     /// Groups with a backup of the superblock, in order.
     pub fn backups(&self) -> impl Iterator<Item = GroupNr> + '_ {
-        (1..self.geometry.groups_count)
+        (1..self.geometry.groups_count())
             .map(GroupNr)
             .filter(|&group| self.geometry.has_superblock_backup(group))
     }
@@ -188,8 +188,8 @@ impl Places {
 
     /// Takes what has fixed places, then bitmaps and tables, those of a flex group together.
     fn take_metadata(&mut self) -> Result<Vec<GroupPlan>> {
-        let geometry = self.geometry;
-        for group in (0..geometry.groups_count).map(GroupNr) {
+        let geometry = self.geometry.clone();
+        for group in (0..geometry.groups_count()).map(GroupNr) {
             let start = geometry.group_first_block(group).0;
             let base = u64::from(geometry.base_metadata_blocks(group));
             if base > u64::from(geometry.blocks_in_group(group)) {
@@ -197,11 +197,11 @@ impl Places {
             }
             self.space.take(start..start + base);
         }
-        let mut groups = Vec::with_capacity(geometry.groups_count as usize);
+        let mut groups = Vec::with_capacity(geometry.groups_count() as usize);
         let per_flex = geometry.groups_per_flex;
         let mut first = 0;
-        while first < geometry.groups_count {
-            let end = first.saturating_add(per_flex).min(geometry.groups_count);
+        while first < geometry.groups_count() {
+            let end = first.saturating_add(per_flex).min(geometry.groups_count());
             self.take_flex_group(first..end, &mut groups)?;
             first = end;
         }
@@ -209,7 +209,7 @@ impl Places {
     }
 
     fn take_flex_group(&mut self, flex: Range<u32>, groups: &mut Vec<GroupPlan>) -> Result<()> {
-        let geometry = self.geometry;
+        let geometry = self.geometry.clone();
         let last = GroupNr(flex.end - 1);
         let start = geometry.group_first_block(GroupNr(flex.start)).0;
         let last_blocks = u64::from(geometry.blocks_in_group(last));
@@ -299,7 +299,7 @@ impl Places {
         } else {
             group.saturating_sub(1)
         };
-        let end = (group + 1).min(self.geometry.groups_count - 1);
+        let end = (group + 1).min(self.geometry.groups_count() - 1);
         let mut best = start;
         for candidate in start + 1..=end {
             if self.free_in(candidate) > self.free_in(best) {
@@ -485,7 +485,7 @@ mod tests {
                     options.time = Some(1);
                     match Plan::new(&options, (1 << bits) + extra, 512) {
                         Ok(plan) => {
-                            assert_eq!(plan.groups.len() as u32, plan.geometry.groups_count);
+                            assert_eq!(plan.groups.len() as u32, plan.geometry.groups_count());
                         }
                         // 64 blocks, less than what a last group must have.
                         Err(Error::TooSmall { .. }) if block_size == 4096 && bits < 19 => (),

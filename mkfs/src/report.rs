@@ -35,9 +35,9 @@ impl Report {
         let geometry = &plan.geometry;
         Self {
             block_size: geometry.block_size,
-            blocks_count: geometry.blocks_count,
-            inodes_count: geometry.inodes_count,
-            groups_count: geometry.groups_count,
+            blocks_count: geometry.blocks_count(),
+            inodes_count: geometry.inodes_count(),
+            groups_count: geometry.groups_count(),
             journal_blocks: plan
                 .journal
                 .as_ref()

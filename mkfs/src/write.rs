@@ -136,7 +136,7 @@ impl Writer<'_> {
         let mut descs = vec![0; table];
         for (slot, group) in descs
             .chunks_exact_mut(desc_size)
-            .zip(0..geometry.groups_count)
+            .zip(0..geometry.groups_count())
         {
             let group = GroupNr(group);
             let (desc, blocks) = self.describe(group);
@@ -171,7 +171,7 @@ impl Writer<'_> {
         }
         // Linux makes up the bitmap of a group that has only its own metadata. It cannot do so for
         // the last group, whose bitmap has padding.
-        let is_last = group.0 + 1 == geometry.groups_count;
+        let is_last = group.0 + 1 == geometry.groups_count();
         let only_own = used == self.own_metadata(group);
         if may_skip && only_own && !is_last {
             flags |= GroupFlags::BLOCK_UNINIT;
@@ -311,7 +311,7 @@ impl Writer<'_> {
             let first = n as u32 * per_block;
             for group in [first, first + 1, first + per_block - 1] {
                 let group = GroupNr(group);
-                if group.0 < geometry.groups_count {
+                if group.0 < geometry.groups_count() {
                     let superblock = u64::from(geometry.has_superblock_backup(group));
                     self.put(geometry.group_first_block(group).plus(superblock), block)?;
                 }

@@ -26,16 +26,21 @@ fn volume() -> (Arc<MemoryDevice>, Arc<Filesystem>) {
 /// Writes, overwrites and deletes a file; gives up when the volume is closed.
 fn churn(fs: &Filesystem, name: &str) -> kfs::Result<()> {
     let root = fs.root()?;
+    // As a server does for each request.
+    let change = fs.begin_change();
     let node = NewNode {
         mode: 0o100_644,
         ..NewNode::default()
     };
     let inode = fs.create(&root, name.as_bytes(), &node)?;
+    drop(change);
     for round in 0..3 {
+        let _change = fs.begin_change();
         let data = vec![round; 20_000];
         let source = &mut SliceSource::new(&data);
         fs.write(&inode, 0, data.len(), source, WriteOptions::default())?;
     }
+    let _change = fs.begin_change();
     fs.unlink(&root, name.as_bytes())
 }
 

@@ -141,7 +141,7 @@ impl GroupTable {
         let mut failure = None;
         let mut longest = 0;
         let mut looks = 0;
-        let groups = (home.0..self.geometry.groups_count)
+        let groups = (home.0..self.geometry.groups_count())
             .chain(0..home.0)
             .map(GroupNr);
         for nr in groups {

@@ -21,7 +21,7 @@ impl FixedRuns {
         descs: impl Iterator<Item = &'d RawGroupDesc>,
     ) -> Self {
         let mut ranges = Vec::new();
-        for group in (0..geometry.groups_count).map(GroupNr) {
+        for group in (0..geometry.groups_count()).map(GroupNr) {
             let base = u64::from(geometry.base_metadata_blocks(group));
             let first = geometry.group_first_block(group).0;
             ranges.push((first, first + base));

@@ -89,7 +89,7 @@ impl GroupTable {
             return;
         }
         for _ in 0..EVICTION_LOOKS {
-            let hand = self.eviction_hand.fetch_add(1, Relaxed) % self.geometry.groups_count;
+            let hand = self.eviction_hand.fetch_add(1, Relaxed) % self.geometry.groups_count();
             let Some(mut state) = self.try_lock(GroupNr(hand)) else {
                 continue;
             };

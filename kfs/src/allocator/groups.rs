@@ -250,7 +250,7 @@ impl GroupTable {
             let (_, offset) = geometry.desc_location(nr);
             RawGroupDesc::from_slice(&bytes[offset..offset + geometry.desc_size as usize])
         };
-        let groups: Box<[Group]> = (0..geometry.groups_count)
+        let groups: Box<[Group]> = (0..geometry.groups_count())
             .map(|nr| Group::new(&geometry, GroupNr(nr), read_desc(GroupNr(nr))))
             .collect();
         let mut first_damage = None;
@@ -269,7 +269,7 @@ impl GroupTable {
         let privileged = read_privileged_blocks(&cache, &geometry)?;
         totals
             .privileged_blocks
-            .store(privileged.min(geometry.blocks_count), Relaxed);
+            .store(privileged.min(geometry.blocks_count()), Relaxed);
         Ok(Self {
             fixed: FixedRuns::of_volume(&geometry, descs.iter()),
             geometry,
@@ -323,8 +323,8 @@ impl GroupTable {
     }
 
     /// The parts of a run, one a group.
-    pub(super) fn parts(&self, run: Run) -> impl Iterator<Item = (GroupNr, Range<u32>)> + use<> {
-        let geometry = self.geometry;
+    pub(super) fn parts(&self, run: Run) -> impl Iterator<Item = (GroupNr, Range<u32>)> + use<'_> {
+        let geometry = &self.geometry;
         let mut at = run.start;
         let end = run.end();
         std::iter::from_fn(move || {

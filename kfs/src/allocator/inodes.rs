@@ -81,7 +81,7 @@ impl GroupTable {
         let mut failure = None;
         // Groups without free blocks are left for the second round: the inode's data would be far.
         for blocks_too in [true, false] {
-            for nr in near_groups(home.0, geometry.groups_per_flex, geometry.groups_count) {
+            for nr in near_groups(home.0, geometry.groups_per_flex, geometry.groups_count()) {
                 let group = self.group(GroupNr(nr));
                 if group.available_inodes.load(Relaxed) == 0
                     || (blocks_too && group.available_blocks.load(Relaxed) == 0)
@@ -103,8 +103,8 @@ impl GroupTable {
     /// The group where the search for a directory's inode begins.
     fn place_directory(&self, parent: InodeNr, parent_group: GroupNr) -> GroupNr {
         let geometry = &self.geometry;
-        let flex_size = geometry.groups_per_flex.min(geometry.groups_count);
-        let count = geometry.groups_count.div_ceil(flex_size);
+        let flex_size = geometry.groups_per_flex.min(geometry.groups_count());
+        let count = geometry.groups_count().div_ceil(flex_size);
         let totals = &self.totals;
         let average = |sum: u64| sum / u64::from(count);
         let volume = Volume {
@@ -138,7 +138,7 @@ impl GroupTable {
         first
             ..first
                 .saturating_add(flex_size)
-                .min(self.geometry.groups_count)
+                .min(self.geometry.groups_count())
     }
 
     fn flex_figures(&self, flex: u32, flex_size: u32) -> Figures {
@@ -334,7 +334,7 @@ impl GroupTable {
         } else {
             first.saturating_add(1)
         };
-        geometry.group_first_block(GroupNr(wanted.min(geometry.groups_count - 1)))
+        geometry.group_first_block(GroupNr(wanted.min(geometry.groups_count() - 1)))
     }
 }
 

@@ -187,7 +187,7 @@ impl GroupTable {
 
     /// The groups that know of kept blocks, and should look again when a snapshot was deleted.
     pub(super) fn groups_with_kept(&self) -> Vec<GroupNr> {
-        let groups = (0..self.geometry.groups_count).map(GroupNr);
+        let groups = (0..self.geometry.groups_count()).map(GroupNr);
         groups
             .filter(|nr| {
                 let state = self.lock(*nr);

@@ -157,7 +157,7 @@ impl Allocator {
     /// The block bitmap's block of each group.
     #[must_use]
     pub fn block_bitmaps(&self) -> Vec<u64> {
-        let groups = (0..self.table.geometry.groups_count).map(GroupNr);
+        let groups = (0..self.table.geometry.groups_count()).map(GroupNr);
         groups
             .map(|nr| self.table.lock(nr).desc.block_bitmap().0)
             .collect()
@@ -386,14 +386,14 @@ impl Allocator {
 
     /// Changes [`Allocator::privileged_blocks`], which the superblock sets first.
     pub fn set_privileged_blocks(&self, count: u64) {
-        let count = count.min(self.table.geometry.blocks_count);
+        let count = count.min(self.table.geometry.blocks_count());
         self.table.totals.privileged_blocks.store(count, Relaxed);
     }
 
     /// Number of block groups.
     #[must_use]
     pub fn groups_count(&self) -> u32 {
-        self.table.geometry.groups_count
+        self.table.geometry.groups_count()
     }
 
     /// Blocks of a group that may be handed out, and the longest run there can be.

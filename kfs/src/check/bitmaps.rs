@@ -85,16 +85,16 @@ fn count_clear(bitmap: &[u8], bits: u32) -> u32 {
 impl Checker<'_> {
     /// Compares bitmaps and counters of all groups, and the superblock's sums.
     pub(super) fn check_bitmaps(&mut self) -> Result<()> {
-        let geometry = self.image.geometry;
+        let geometry = self.image.geometry.clone();
         let mut sums = Sums::default();
-        for group in (0..geometry.groups_count).map(GroupNr) {
+        for group in (0..geometry.groups_count()).map(GroupNr) {
             let desc = self.groups.desc(group).clone();
             self.check_block_bitmap(&geometry, group, &desc, &mut sums)?;
             self.check_inode_bitmap(&geometry, group, &desc, &mut sums)?;
-            self.step(u64::from(group.0) + 1, geometry.groups_count.into());
+            self.step(u64::from(group.0) + 1, geometry.groups_count().into());
         }
-        self.totals.blocks_used = geometry.blocks_count - sums.free_blocks.1;
-        self.totals.inodes_used = u64::from(geometry.inodes_count) - sums.free_inodes.1;
+        self.totals.blocks_used = geometry.blocks_count() - sums.free_blocks.1;
+        self.totals.inodes_used = u64::from(geometry.inodes_count()) - sums.free_inodes.1;
         // Linux leaves the superblock's sums behind while the volume is in use, and takes those of
         // the groups when it opens one.
         if self.recovery.journal.is_none() {

@@ -30,7 +30,7 @@ impl Claims {
         let first = u64::from(geometry.first_data_block);
         Self {
             first,
-            used: LazyBits::new(geometry.blocks_count - first),
+            used: LazyBits::new(geometry.blocks_count() - first),
             shared: Vec::new(),
             shared_blocks: 0,
         }
@@ -145,7 +145,7 @@ impl Checker<'_> {
                 more_owners: false,
             })
             .collect();
-        let mut budget = self.image.geometry.blocks_count;
+        let mut budget = self.image.geometry.blocks_count();
         self.for_each_used_inode(|checker, nr, inode| {
             let mut owners = Owners {
                 shared: &mut shared,

@@ -88,7 +88,7 @@ impl Checker<'_> {
         let total = self.directories.len() as u64;
         let mut done = 0;
         // In a sound volume each block belongs to one directory at the most.
-        self.walk_budget = self.image.geometry.blocks_count;
+        self.walk_budget = self.image.geometry.blocks_count();
         self.for_each_used_inode(|checker, nr, inode| {
             // A directory that is an orphan is empty, and what it names does not count that.
             let state = checker.states.get(nr);
@@ -128,7 +128,7 @@ impl Checker<'_> {
     }
 
     fn check_directory(&mut self, nr: InodeNr, inode: &InodeRef<'_>) -> Result<()> {
-        let geometry = self.image.geometry;
+        let geometry = self.image.geometry.clone();
         let map = self.map(nr, inode, EXTENTS_MAX)?;
         if map.extents.len() == EXTENTS_MAX {
             let text = "a directory in too many pieces to be checked";
@@ -326,7 +326,7 @@ impl Checker<'_> {
         let geometry = &self.image.geometry;
         let target = InodeNr(entry.inode);
         let is_reserved = target < geometry.first_inode && target != InodeNr::ROOT;
-        if is_reserved || target.0 > geometry.inodes_count {
+        if is_reserved || target.0 > geometry.inodes_count() {
             let what = format!("names inode {target}, which no file can have");
             self.entry_error(nr, entry, &what);
             return false;

@@ -27,7 +27,7 @@ const SMALL_FILE_MAX: u64 = 0x7fff_ffff;
 impl Checker<'_> {
     /// Everything but blocks and attributes.
     pub(super) fn check_fields(&mut self, nr: InodeNr, inode: &InodeRef<'_>) {
-        let geometry = self.image.geometry;
+        let geometry = self.image.geometry.clone();
         let mut wrong = |text: String| self.findings.inode(FindingKind::Inode, nr, text);
         for text in flag_rules(&geometry, inode) {
             wrong(text.to_string());
@@ -58,7 +58,7 @@ impl Checker<'_> {
         counted: &Counted,
         is_orphan: bool,
     ) -> Result<()> {
-        let geometry = self.image.geometry;
+        let geometry = self.image.geometry.clone();
         let size = full_size(inode);
         let block_size = u64::from(geometry.block_size);
         let text = match inode.mode() & S_IFMT {

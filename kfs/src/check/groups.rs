@@ -22,9 +22,9 @@ impl Groups {
     /// Reads all descriptors.
     pub(super) fn read(image: &Image) -> Result<Self> {
         let geometry = &image.geometry;
-        let mut descs = Vec::with_capacity(geometry.groups_count as usize);
+        let mut descs = Vec::with_capacity(geometry.groups_count() as usize);
         let mut loaded: Option<(BlockNr, Vec<u8>)> = None;
-        for group in (0..geometry.groups_count).map(GroupNr) {
+        for group in (0..geometry.groups_count()).map(GroupNr) {
             let (block, offset) = geometry.desc_location(group);
             if loaded.as_ref().is_none_or(|(nr, _)| *nr != block) {
                 if !geometry.contains_block(block) {
@@ -95,11 +95,11 @@ impl Groups {
 impl Checker<'_> {
     /// Checks the descriptors and claims what they name.
     pub(super) fn check_groups(&mut self) {
-        let geometry = self.image.geometry;
-        for group in (0..geometry.groups_count).map(GroupNr) {
+        let geometry = self.image.geometry.clone();
+        for group in (0..geometry.groups_count()).map(GroupNr) {
             let base = u64::from(geometry.base_metadata_blocks(group));
             let start = geometry.group_first_block(group);
-            let left = geometry.blocks_count - start.0;
+            let left = geometry.blocks_count() - start.0;
             if base > left {
                 group_error(&mut self.findings, group, "has no room for its descriptors");
             }
@@ -107,7 +107,7 @@ impl Checker<'_> {
             self.claims.claim(start, len);
             self.groups.add_fixed(start.0..start.0 + len);
         }
-        for group in (0..geometry.groups_count).map(GroupNr) {
+        for group in (0..geometry.groups_count()).map(GroupNr) {
             let desc = self.groups.desc(group).clone();
             check_fields(&mut self.findings, &geometry, group, &desc);
             self.claim_tables(&geometry, group, &desc);
@@ -193,7 +193,7 @@ fn check_fields(findings: &mut Findings, geometry: &Geometry, group: GroupNr, de
         };
         findings.add(Finding::corrupt(FindingKind::Group, &damage).group(group));
     }
-    let is_last = group.0 + 1 == geometry.groups_count;
+    let is_last = group.0 + 1 == geometry.groups_count();
     if is_last && flags.contains(GroupFlags::BLOCK_UNINIT) {
         group_error(
             findings,

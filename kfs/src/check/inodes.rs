@@ -113,10 +113,10 @@ pub(super) fn is_fast_symlink<B: AsRef<[u8]>>(inode: &InodeBytes<B>) -> bool {
 impl Checker<'_> {
     /// Reads the tables and checks all inodes.
     pub(super) fn check_inodes(&mut self) -> Result<()> {
-        let geometry = self.image.geometry;
-        for group in (0..geometry.groups_count).map(GroupNr) {
+        let geometry = self.image.geometry.clone();
+        for group in (0..geometry.groups_count()).map(GroupNr) {
             self.for_each_in_table(group, |checker, nr, inode| checker.check_inode(nr, inode))?;
-            self.step(u64::from(group.0) + 1, geometry.groups_count.into());
+            self.step(u64::from(group.0) + 1, geometry.groups_count().into());
         }
         Ok(())
     }
@@ -127,7 +127,7 @@ impl Checker<'_> {
         group: GroupNr,
         mut visit: impl FnMut(&mut Self, InodeNr, &InodeRef<'_>) -> Result<()>,
     ) -> Result<()> {
-        let geometry = self.image.geometry;
+        let geometry = self.image.geometry.clone();
         let count = self.groups.inodes_to_read(&geometry, group);
         let table = self.groups.desc(group).inode_table();
         let size = geometry.inode_size as usize;
@@ -156,7 +156,7 @@ impl Checker<'_> {
         &mut self,
         mut visit: impl FnMut(&mut Self, InodeNr, &InodeRef<'_>) -> Result<()>,
     ) -> Result<()> {
-        for group in 0..self.image.geometry.groups_count {
+        for group in 0..self.image.geometry.groups_count() {
             if self.states.of_group(group).next().is_none() {
                 continue;
             }
@@ -171,7 +171,7 @@ impl Checker<'_> {
     }
 
     fn check_inode(&mut self, nr: InodeNr, inode: &InodeRef<'_>) -> Result<()> {
-        let geometry = self.image.geometry;
+        let geometry = self.image.geometry.clone();
         let is_orphan = self.orphans.contains(nr);
         let is_reserved = nr < geometry.first_inode && nr != InodeNr::ROOT;
         if !is_orphan && self.is_low_dtime(inode.dtime()) {
@@ -223,7 +223,7 @@ impl Checker<'_> {
     /// Whether a time of deletion is rather the number of an inode, the next one of the orphan list:
     /// a time so small, on a volume whose clock was right.
     fn is_low_dtime(&self, dtime: u32) -> bool {
-        let count = self.image.geometry.inodes_count;
+        let count = self.image.geometry.inodes_count();
         let is_clock_right = self.superblock.s_wtime.get() >= count;
         dtime != 0 && dtime < count && is_clock_right
     }
@@ -256,7 +256,7 @@ impl Checker<'_> {
 
     /// Inodes below the first that files can have.
     fn check_reserved_inode(&mut self, nr: InodeNr, inode: &InodeRef<'_>) -> Result<()> {
-        let geometry = self.image.geometry;
+        let geometry = self.image.geometry.clone();
         let file_type = FileType::from_mode(inode.mode());
         let state = InodeState::new(inode.links_count(), file_type);
         self.states.insert(nr, state.nameless());

@@ -98,7 +98,7 @@ pub(super) fn replay(image: &Image, bytes_max: u64, findings: &mut Findings) -> 
     };
     let base = Arc::clone(&image.device);
     let overlay = Overlay::new(base, geometry.block_size, bytes_max);
-    let recovered = recover(&overlay, area, geometry.block_size, geometry.blocks_count);
+    let recovered = recover(&overlay, area, geometry.block_size, geometry.blocks_count());
     match recovered {
         Ok(recovered) => {
             let replay = Replay {
@@ -118,7 +118,7 @@ pub(super) fn replay(image: &Image, bytes_max: u64, findings: &mut Findings) -> 
 impl Checker<'_> {
     /// Checks the superblock of a log that need not be replayed, or was.
     pub(super) fn check_journal(&mut self) -> Result<()> {
-        let geometry = self.image.geometry;
+        let geometry = self.image.geometry.clone();
         let Some(nr) = geometry.journal_inode else {
             return Ok(());
         };
@@ -126,7 +126,7 @@ impl Checker<'_> {
             return Ok(());
         };
         let device = &*self.image.device;
-        let found = inspect(device, area, geometry.block_size, geometry.blocks_count);
+        let found = inspect(device, area, geometry.block_size, geometry.blocks_count());
         let log = match found {
             Ok(log) => log,
             Err(Error::Corrupt(damage)) => {

@@ -118,9 +118,9 @@ impl Checker<'_> {
 
     /// Compares the names found with those that inodes count.
     pub(super) fn check_links(&mut self) {
-        let geometry = self.image.geometry;
+        let geometry = self.image.geometry.clone();
         let counts_one = geometry.ro_compat.contains(RoCompat::DIR_NLINK);
-        for group in 0..geometry.groups_count {
+        for group in 0..geometry.groups_count() {
             for (index, state) in self.states.of_group(group) {
                 let nr = geometry.inode_nr(crate::ids::GroupNr(group), index);
                 let findings = &mut self.findings;

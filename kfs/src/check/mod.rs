@@ -163,11 +163,11 @@ impl<'p> Checker<'p> {
         progress: &'p mut dyn FnMut(Progress),
     ) -> Result<Self> {
         let Opened { image, superblock } = opened;
-        let geometry = image.geometry;
+        let geometry = image.geometry.clone();
         let totals = Totals {
             block_size: geometry.block_size,
-            inodes: geometry.inodes_count.into(),
-            blocks: geometry.blocks_count,
+            inodes: geometry.inodes_count().into(),
+            blocks: geometry.blocks_count(),
             ..Totals::default()
         };
         Ok(Self {
@@ -178,7 +178,7 @@ impl<'p> Checker<'p> {
             xattr_blocks: XattrBlocks::new(&geometry),
             orphans: Orphans::default(),
             has_lost_found: false,
-            walk_budget: geometry.blocks_count,
+            walk_budget: geometry.blocks_count(),
             phase: Phase::Inodes,
             image,
             superblock,

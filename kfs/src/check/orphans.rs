@@ -74,7 +74,7 @@ impl Checker<'_> {
     }
 
     fn read_orphan_file(&mut self) -> Result<()> {
-        let geometry = self.image.geometry;
+        let geometry = self.image.geometry.clone();
         let Some(nr) = geometry.orphan_file_inode else {
             return Ok(());
         };

@@ -64,7 +64,7 @@ impl Checker<'_> {
         let mut is_broken = false;
         let mut count = Count {
             blocks: 0,
-            budget: self.image.geometry.blocks_count,
+            budget: self.image.geometry.blocks_count(),
             is_broken: &mut is_broken,
         };
         walk(&self.image, nr, inode, &mut count)?;
@@ -88,14 +88,14 @@ impl Checker<'_> {
     }
 
     fn check_reserved_blocks(&mut self, double_indirect: BlockNr) -> Result<()> {
-        let geometry = self.image.geometry;
+        let geometry = self.image.geometry.clone();
         let table: Vec<u32> = pointers(&self.image.read(double_indirect, 1)?).collect();
-        let backups: Vec<GroupNr> = (1..geometry.groups_count)
+        let backups: Vec<GroupNr> = (1..geometry.groups_count())
             .map(GroupNr)
             .filter(|&group| geometry.has_superblock_backup(group))
             .collect();
         let first = u64::from(geometry.first_data_block) + 1 + u64::from(geometry.desc_blocks());
-        for index in 0..geometry.reserved_gdt_blocks {
+        for index in 0..geometry.reserved_gdt_blocks() {
             let block = BlockNr(first + u64::from(index));
             let slot = (geometry.desc_blocks() + index) as usize % table.len();
             if u64::from(table[slot]) != block.0 || !geometry.contains_block(block) {

@@ -67,7 +67,7 @@ pub(super) struct States {
 impl States {
     pub(super) fn new(geometry: &Geometry) -> Self {
         Self {
-            groups: vec![Vec::new(); geometry.groups_count as usize],
+            groups: vec![Vec::new(); geometry.groups_count() as usize],
             per_group: geometry.inodes_per_group,
         }
     }

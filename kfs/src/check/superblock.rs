@@ -65,15 +65,15 @@ pub(super) fn open(
         }
         Err(error) => return Err(error),
     };
-    let wanted = geometry.offset_of(BlockNr(geometry.blocks_count));
+    let wanted = geometry.offset_of(BlockNr(geometry.blocks_count()));
     let found = device.size_bytes();
     if wanted > found {
         let damage = Corrupt::Truncated { wanted, found };
         findings.add(Finding::corrupt(FindingKind::Superblock, &damage));
         return Ok(None);
     }
-    if geometry.groups_count > GROUPS_MAX {
-        let names = format!("{} block groups", geometry.groups_count);
+    if geometry.groups_count() > GROUPS_MAX {
+        let names = format!("{} block groups", geometry.groups_count());
         return Err(Error::Unsupported { names });
     }
     check_rules(&superblock, &geometry, findings);
@@ -166,8 +166,8 @@ impl Checker<'_> {
 
     /// Compares the copies of the superblock: what never changes must be the same.
     pub(super) fn check_backups(&mut self) -> Result<()> {
-        let geometry = self.image.geometry;
-        let groups = (1..geometry.groups_count).map(GroupNr);
+        let geometry = self.image.geometry.clone();
+        let groups = (1..geometry.groups_count()).map(GroupNr);
         let with_backup = groups.filter(|&group| geometry.has_superblock_backup(group));
         for group in with_backup.take(BACKUPS_MAX) {
             let block = geometry.group_first_block(group);
@@ -246,7 +246,7 @@ fn field_rules(raw: &RawSuperblock, geometry: &Geometry) -> Vec<(bool, &'static 
     let overhead = u64::from(raw.s_overhead_clusters.get());
     vec![
         (
-            raw.reserved_blocks_count() > geometry.blocks_count / 2,
+            raw.reserved_blocks_count() > geometry.blocks_count() / 2,
             "s_r_blocks_count",
             raw.reserved_blocks_count(),
         ),
@@ -297,7 +297,7 @@ fn field_rules(raw: &RawSuperblock, geometry: &Geometry) -> Vec<(bool, &'static 
             raw.s_prj_quota_inum.get().into(),
         ),
         (
-            overhead > geometry.blocks_count,
+            overhead > geometry.blocks_count(),
             "s_overhead_clusters",
             overhead,
         ),

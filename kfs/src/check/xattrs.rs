@@ -26,7 +26,7 @@ pub(super) struct XattrBlocks {
 impl XattrBlocks {
     pub(super) fn new(geometry: &Geometry) -> Self {
         Self {
-            known: LazyBits::new(geometry.blocks_count),
+            known: LazyBits::new(geometry.blocks_count()),
             shared: BTreeMap::new(),
         }
     }

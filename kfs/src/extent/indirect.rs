@@ -168,7 +168,7 @@ impl<'a> IndirectMap<'a> {
             let len = rest.take_while(|nr| *nr == 0).count() as u32;
             return Ok(Mapping::Hole { len });
         };
-        let end = self.geometry.blocks_count;
+        let end = self.geometry.blocks_count();
         let run = rest
             .zip(physical.0..end)
             .take_while(|(found, wanted)| found == wanted);
@@ -231,7 +231,7 @@ impl<'a> IndirectMap<'a> {
             return Ok(ControlFlow::Continue(()));
         };
         walk.blocks += 1;
-        if walk.blocks > self.geometry.blocks_count {
+        if walk.blocks > self.geometry.blocks_count() {
             return Err(Corrupt::IndirectTooLarge { inode: self.inode }.into());
         }
         if level == 0 {

@@ -6,6 +6,9 @@
 //!   superblock of a volume in use | log in use | what has waited goes on
 //! ```
 //!
+//! Clients wait at a gate, before they take locks that readers want ([`Filesystem::begin_change`]); what
+//! passes it by waits for a handle.
+//!
 //! A thread of its own holds the volume, for a bounded time: it ends on [`Filesystem::thaw`], when the
 //! time is over, and when the volume is closed, whatever became of who asked for it.
 
@@ -14,7 +17,7 @@ use super::mount::{read_superblock, write_superblock};
 use super::shutdown::mark_clean;
 use crate::error::{Error, IoOp, ReadOnlyReason, Result};
 use crate::layout::superblock::STATE_VALID;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,6 +26,8 @@ use std::time::{Duration, Instant};
 pub(super) struct Freezer {
     state: Mutex<State>,
     changed: Condvar,
+    /// Held shared by those who change files, from before they take a lock that readers want.
+    gate: RwLock<()>,
 }
 
 #[derive(Default)]
@@ -103,6 +108,13 @@ impl Filesystem {
         self.thaw();
     }
 
+    /// To be held by a client that changes files, before it takes any lock and once only: a freeze waits
+    /// for it, and it waits for the thaw without being in the way of those who read.
+    #[must_use]
+    pub fn begin_change(&self) -> RwLockReadGuard<'_, ()> {
+        self.freezer.gate.read()
+    }
+
     /// How long the volume will stay frozen, `None` when it is not.
     #[must_use]
     pub fn frozen_for(&self) -> Option<Duration> {
@@ -115,6 +127,7 @@ impl Filesystem {
     /// The thread that holds the volume.
     fn stand_still(&self, limit: Duration) {
         let freezer = &self.freezer;
+        let gate = freezer.gate.write();
         let still = self.volume.stop_data_writes();
         let frozen = self.volume.journal.freeze();
         let is_frozen = frozen.is_ok();
@@ -139,6 +152,7 @@ impl Filesystem {
             let _ = self.show_in_use().and_then(|()| self.volume.journal.thaw());
         }
         drop(still);
+        drop(gate);
         freezer.state.lock().phase = Phase::Thawed;
         freezer.changed.notify_all();
     }

@@ -54,7 +54,7 @@ impl Filesystem {
             mark_in_use(&*device, &mut superblock, &options)?;
         }
         let again = Arc::clone(&device);
-        let volume = assemble(device, geometry, log, read_only, &options)?;
+        let volume = assemble(device, geometry.clone(), log, read_only, &options)?;
         if is_replayed && read_only.is_some() {
             end_recovery(&volume)?;
         }
@@ -220,7 +220,7 @@ pub fn read_superblock(device: &dyn BlockDevice) -> Result<RawSuperblock> {
 
 fn check_geometry(superblock: &RawSuperblock, device: &dyn BlockDevice) -> Result<Geometry> {
     let geometry = Geometry::try_from(superblock)?;
-    let wanted = geometry.offset_of(BlockNr(geometry.blocks_count));
+    let wanted = geometry.offset_of(BlockNr(geometry.blocks_count()));
     if wanted > device.size_bytes() {
         return Err(Corrupt::Truncated {
             wanted,
@@ -270,7 +270,7 @@ fn open_log(
         return Err(Corrupt::JournalBlockOutside { block, len }.into());
     }
     let device_ref = &**device;
-    let (size, count) = (geometry.block_size, geometry.blocks_count);
+    let (size, count) = (geometry.block_size, geometry.blocks_count());
     // A log that the superblock does not speak of is a leftover: e2fsck or an editor has dealt with
     // it, and the volume may have changed since.
     let recovered = if is_dirty {
@@ -309,7 +309,7 @@ fn journal_area(
     let cache = BufferCache::new(
         Arc::clone(device),
         geometry.block_size,
-        geometry.blocks_count,
+        geometry.blocks_count(),
         0,
     );
     let (group, index) = geometry.inode_location(nr)?;
@@ -447,13 +447,13 @@ fn assemble(
     let cache = Arc::new(BufferCache::new(
         Arc::clone(&device),
         geometry.block_size,
-        geometry.blocks_count,
+        geometry.blocks_count(),
         options.cache_bytes,
     ));
-    let allocator = Arc::new(Allocator::open(Arc::clone(&cache), geometry)?);
+    let allocator = Arc::new(Allocator::open(Arc::clone(&cache), geometry.clone())?);
     let journal = Journal::open(Arc::clone(&device), Arc::clone(&cache), log);
     journal.add_observer(allocator.observer());
-    let snapshots = Snapshots::new(Arc::clone(&device), geometry);
+    let snapshots = Snapshots::new(Arc::clone(&device), geometry.clone());
     if read_only.is_none() {
         allocator.set_keeper(Arc::clone(&snapshots) as _);
         journal.set_pre_image_sink(Some(Arc::clone(&snapshots) as _));
@@ -477,9 +477,9 @@ fn assemble(
 
 /// Blocks of bitmaps, inode tables, superblocks and descriptors, which statfs(2) does not count.
 fn overhead_blocks(geometry: &Geometry) -> u64 {
-    let groups = u64::from(geometry.groups_count);
+    let groups = u64::from(geometry.groups_count());
     let tables = groups * (2 + u64::from(geometry.inode_table_blocks));
     let base = |group| u64::from(geometry.base_metadata_blocks(GroupNr(group)));
-    let bases: u64 = (0..geometry.groups_count).map(base).sum();
+    let bases: u64 = (0..geometry.groups_count()).map(base).sum();
     tables + bases + u64::from(geometry.first_data_block)
 }

@@ -110,7 +110,7 @@ impl Filesystem {
         })?;
         let mut store = data_runs(&volume.cache, geometry, nr, &inode)?;
         store.extend(nodes.iter().map(|&start| Run { start, len: 1 }));
-        let groups = (0..geometry.groups_count).map(GroupNr);
+        let groups = (0..geometry.groups_count()).map(GroupNr);
         let firsts = groups.clone().step_by(geometry.descs_per_block() as usize);
         Ok(Target {
             bitmaps: volume
@@ -138,7 +138,7 @@ impl Filesystem {
         }
         let mut content = target.read(self, block)?;
         if let Some(first) = target.tables.get(&block) {
-            let end = (first.0 + geometry.descs_per_block()).min(geometry.groups_count);
+            let end = (first.0 + geometry.descs_per_block()).min(geometry.groups_count());
             for group in first.0..end {
                 self.plan_group(target, GroupNr(group), &mut content, batch)?;
             }

@@ -84,10 +84,10 @@ impl Filesystem {
         };
         SpaceStatus {
             block_size: geometry.block_size,
-            blocks: geometry.blocks_count.saturating_sub(self.overhead_blocks),
+            blocks: geometry.blocks_count().saturating_sub(self.overhead_blocks),
             blocks_free: free,
             blocks_available: free.saturating_sub(allocator.privileged_blocks()),
-            inodes: u64::from(geometry.inodes_count),
+            inodes: u64::from(geometry.inodes_count()),
             inodes_free: allocator.free_inodes(),
             fsid: word(low) ^ word(high),
         }

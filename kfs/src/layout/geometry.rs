@@ -1,34 +1,35 @@
-//! The facts of a volume that never change while it is open, checked in one place.
+//! The facts of a volume, checked in one place.
 //!
 //! Everything that holds a `Geometry` may trust its numbers: sizes are powers of two, groups cover
 //! the volume, no arithmetic on valid block and inode numbers overflows.
+//!
+//! None of them ever changes while the volume is open but its [`Size`], which grows. All clones share it.
 
 use super::features::{Compat, Incompat, RoCompat};
+use super::size::Size;
+pub use super::size::SizeFacts;
 use super::superblock::{CHECKSUM_CRC32C, EXT4_MAGIC, FLAG_UNSIGNED_HASH, RawSuperblock};
 use crate::corrupt::Corrupt;
 use crate::error::{Error, Result};
 use crate::ids::{BlockNr, GroupNr, InodeNr};
+use std::sync::Arc;
 use zerocopy::little_endian::U32;
 
-/// Immutable facts of a volume.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Facts of a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Geometry {
+    /// What growing the volume changes.
+    size: Arc<Size>,
     /// Bytes in a block: 1024 to 65536, a power of two.
     pub block_size: u32,
     /// `block_size == 1 << block_size_bits`.
     pub block_size_bits: u32,
     /// Blocks in a cluster; 1 without bigalloc.
     pub cluster_blocks: u32,
-    /// Blocks of the volume, at most 2^48.
-    pub blocks_count: u64,
     /// First block of group 0: 1 with blocks of 1 KiB, else 0.
     pub first_data_block: u32,
     /// Blocks in every group but the last.
     pub blocks_per_group: u32,
-    /// Block groups.
-    pub groups_count: u32,
-    /// Inodes of the volume.
-    pub inodes_count: u32,
     /// Inodes in every group, a multiple of 8.
     pub inodes_per_group: u32,
     /// Bytes of an inode in the table: 128 or more, a power of two.
@@ -37,10 +38,6 @@ pub struct Geometry {
     pub inode_table_blocks: u32,
     /// Bytes of a group descriptor: 32 or 64.
     pub desc_size: u32,
-    /// Blocks kept after the descriptor table for its growth.
-    pub reserved_gdt_blocks: u32,
-    /// First meta block group, counted in descriptor blocks.
-    pub first_meta_bg: u32,
     /// Groups with the two backups of sparse_super2.
     pub backup_bgs: [u32; 2],
     /// Groups whose bitmaps and tables lie together; 1 without flex_bg.
@@ -256,17 +253,21 @@ impl TryFrom<&RawSuperblock> for Geometry {
             block_size,
             block_size_bits,
             cluster_blocks,
-            blocks_count: raw.blocks_count(),
+            size: Arc::new(Size::new(SizeFacts {
+                blocks_count: raw.blocks_count(),
+                groups_count,
+                reserved_gdt_blocks,
+                first_meta_bg: raw
+                    .incompat()
+                    .contains(Incompat::META_BG)
+                    .then_some(first_meta_bg),
+            })),
             first_data_block,
             blocks_per_group,
-            groups_count,
-            inodes_count: raw.s_inodes_count.get(),
             inodes_per_group,
             inode_size,
             inode_table_blocks,
             desc_size,
-            reserved_gdt_blocks,
-            first_meta_bg,
             backup_bgs: raw.s_backup_bgs.map(U32::get),
             groups_per_flex: if flex { 1 << log_flex } else { 1 },
             csum_seed: raw.checksum_seed(),
@@ -286,6 +287,56 @@ impl TryFrom<&RawSuperblock> for Geometry {
 }
 
 impl Geometry {
+    /// Blocks of the volume, at most 2^48.
+    #[must_use]
+    pub fn blocks_count(&self) -> u64 {
+        self.size.blocks_count()
+    }
+
+    /// Block groups.
+    #[must_use]
+    pub fn groups_count(&self) -> u32 {
+        self.size.groups_count()
+    }
+
+    /// Inodes of the volume.
+    #[must_use]
+    pub fn inodes_count(&self) -> u32 {
+        self.groups_count() * self.inodes_per_group
+    }
+
+    /// Blocks kept after the descriptor table for its growth.
+    #[must_use]
+    pub fn reserved_gdt_blocks(&self) -> u32 {
+        self.size.load().reserved_gdt_blocks
+    }
+
+    /// First meta block group, counted in descriptor blocks; `None` without meta block groups.
+    #[must_use]
+    pub fn first_meta_bg(&self) -> Option<u32> {
+        self.size.first_meta_bg()
+    }
+
+    /// All that growing changes.
+    #[must_use]
+    pub fn size(&self) -> SizeFacts {
+        self.size.load()
+    }
+
+    /// The same volume with another size, which changes for itself.
+    #[must_use]
+    pub fn with_size(&self, size: SizeFacts) -> Self {
+        Self {
+            size: Arc::new(Size::new(size)),
+            ..self.clone()
+        }
+    }
+
+    /// The volume has another size from now on, for all clones.
+    pub(crate) fn set_size(&self, size: SizeFacts) {
+        self.size.store(size);
+    }
+
     /// Whether group descriptors have checksums (of either kind), so that groups may be
     /// uninitialised.
     #[must_use]
@@ -314,13 +365,13 @@ impl Geometry {
     /// Whether a block may hold file data or metadata outside the boot block.
     #[must_use]
     pub fn contains_block(&self, block: BlockNr) -> bool {
-        block.0 >= u64::from(self.first_data_block) && block.0 < self.blocks_count
+        block.0 >= u64::from(self.first_data_block) && block.0 < self.blocks_count()
     }
 
     /// Whether a run of blocks lies within the volume.
     #[must_use]
     pub fn contains_run(&self, start: BlockNr, len: u64) -> bool {
-        self.contains_block(start) && len <= self.blocks_count - start.0
+        self.contains_block(start) && len <= self.blocks_count() - start.0
     }
 
     /// Group of a block, and its index therein.
@@ -351,7 +402,7 @@ impl Geometry {
     /// Blocks of a group; the last may be shorter.
     #[must_use]
     pub fn blocks_in_group(&self, group: GroupNr) -> u32 {
-        let left = self.blocks_count - self.group_first_block(group).0;
+        let left = self.blocks_count() - self.group_first_block(group).0;
         left.min(u64::from(self.blocks_per_group)) as u32
     }
 
@@ -360,7 +411,7 @@ impl Geometry {
     /// # Errors
     /// [`Corrupt::InodeOutside`] for 0 and for numbers beyond the count.
     pub fn inode_location(&self, inode: InodeNr) -> Result<(GroupNr, u32)> {
-        if inode.0 == 0 || inode.0 > self.inodes_count {
+        if inode.0 == 0 || inode.0 > self.inodes_count() {
             return Err(Corrupt::InodeOutside { inode }.into());
         }
         let index = inode.0 - 1;
@@ -393,7 +444,7 @@ impl Geometry {
     /// Blocks of the descriptor table.
     #[must_use]
     pub fn desc_blocks(&self) -> u32 {
-        self.groups_count.div_ceil(self.descs_per_block())
+        self.groups_count().div_ceil(self.descs_per_block())
     }
 
     /// Block of the primary descriptor of a group, and offset in it.
@@ -402,7 +453,7 @@ impl Geometry {
         let per_block = self.descs_per_block();
         let (nr, index) = (group.0 / per_block, group.0 % per_block);
         let offset = (index * self.desc_size) as usize;
-        if !self.incompat.contains(Incompat::META_BG) || nr < self.first_meta_bg {
+        if self.first_meta_bg().is_none_or(|first| nr < first) {
             // The block of the superblock is block 0 also where blocks of 1 KiB start at 0.
             let superblock = if self.block_size == 1024 { 1 } else { 0 };
             return (BlockNr(superblock + 1 + u64::from(nr)), offset);
@@ -437,15 +488,13 @@ impl Geometry {
     #[must_use]
     pub fn base_metadata_blocks(&self, group: GroupNr) -> u32 {
         let superblock = u32::from(self.has_superblock_backup(group));
-        let meta_bg = self.incompat.contains(Incompat::META_BG);
         let per_block = self.descs_per_block();
-        if !meta_bg || group.0 / per_block < self.first_meta_bg {
-            let table = if meta_bg {
-                self.first_meta_bg
-            } else {
-                self.desc_blocks()
-            };
-            return superblock * (1 + table + self.reserved_gdt_blocks);
+        let size = self.size.load();
+        let first_meta_bg = size.first_meta_bg;
+        if first_meta_bg.is_none_or(|first| group.0 / per_block < first) {
+            let all = size.groups_count.div_ceil(per_block);
+            let table = first_meta_bg.unwrap_or(all);
+            return superblock * (1 + table + size.reserved_gdt_blocks);
         }
         let index = group.0 % per_block;
         superblock + u32::from(index == 0 || index == 1 || index == per_block - 1)

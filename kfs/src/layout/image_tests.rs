@@ -129,7 +129,7 @@ impl Image {
         assert!(raw.verify_checksum());
         features::check(raw).unwrap();
         let mut free = [0u64; 2];
-        for group in (0..self.geometry.groups_count).map(GroupNr) {
+        for group in (0..self.geometry.groups_count()).map(GroupNr) {
             let desc = self.check_group(group, &mut seen);
             free[0] +=
                 u64::from(desc.free_blocks_count()) * u64::from(self.geometry.cluster_blocks);

@@ -21,13 +21,14 @@ pub mod inode;
 pub mod inode_flags;
 pub mod journal;
 pub mod orphan;
+mod size;
 pub mod superblock;
 pub mod xattr;
 
 pub use dirent::{FileType, RawDirTail, RawDirent};
 pub use extent::{RawExtentHeader, RawExtentIndex, RawExtentLeaf, RawExtentTail};
 pub use features::{Access, Compat, Incompat, RoCompat};
-pub use geometry::Geometry;
+pub use geometry::{Geometry, SizeFacts};
 pub use group::{GroupFlags, RawGroupDesc};
 pub use inode::{InodeBytes, InodeFlags, RawInode};
 pub use superblock::RawSuperblock;

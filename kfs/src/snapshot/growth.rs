@@ -96,7 +96,7 @@ impl Snapshots {
         wanted: u64,
     ) -> Result<()> {
         let size = u64::from(self.geometry.block_size);
-        let usual = (self.geometry.blocks_count / GROWTH_SHARE).min(GROWTH_BYTES_MAX / size);
+        let usual = (self.geometry.blocks_count() / GROWTH_SHARE).min(GROWTH_BYTES_MAX / size);
         let segment = u64::from(SEGMENT_BLOCKS);
         // Where little is left, a segment at a time: what is free is not for the store alone.
         let scarce = parts.allocator.free_blocks() / GROWTH_FREE_SHARE;
@@ -118,7 +118,7 @@ impl Snapshots {
         let request = BlockRequest {
             goal: self
                 .geometry
-                .group_first_block(crate::ids::GroupNr(self.geometry.groups_count / 2)),
+                .group_first_block(crate::ids::GroupNr(self.geometry.groups_count() / 2)),
             len,
             privileged: true,
         };

@@ -28,7 +28,7 @@ impl SnapshotDevice {
         Ok(Self {
             snapshots: Arc::clone(snapshots),
             snapshot: id,
-            size_bytes: geometry.offset_of(BlockNr(geometry.blocks_count)),
+            size_bytes: geometry.offset_of(BlockNr(geometry.blocks_count())),
         })
     }
 

@@ -61,7 +61,7 @@ impl Filesystem {
     ) -> std::result::Result<u64, ExportError> {
         let device = Arc::new(FileDevice::open(path)?);
         let mut copied = 0;
-        let groups = self.volume.geometry.groups_count;
+        let groups = self.volume.geometry.groups_count();
         for group in 0..groups {
             copied += self.export_group(&*device, GroupNr(group))?;
             progress(group + 1, groups);

@@ -26,7 +26,7 @@ impl Filesystem {
         volume.journal.commit_all()?;
         let size = volume.block_size();
         let least = u32::try_from(RUN_BYTES_MIN / size).unwrap_or(1).max(1);
-        let groups = volume.geometry.groups_count;
+        let groups = volume.geometry.groups_count();
         let mut bytes = 0;
         for group in 0..groups {
             // Nobody gets these blocks before the device has heard of them.

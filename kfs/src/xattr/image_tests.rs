@@ -50,7 +50,7 @@ impl Opened {
     /// Sets or removes an attribute; the inode has a block already if it is to have one after.
     fn change(&mut self, name: &str, value: Option<&[u8]>) {
         let device: Arc<dyn BlockDevice> = Arc::clone(&self.device) as _;
-        let (size, count) = (self.geometry.block_size, self.geometry.blocks_count);
+        let (size, count) = (self.geometry.block_size, self.geometry.blocks_count());
         let cache = Arc::new(BufferCache::new(Arc::clone(&device), size, count, 1 << 20));
         let journal = Journal::open(device, Arc::clone(&cache), None);
         let name = XattrName::parse(name.as_bytes()).unwrap();

@@ -257,6 +257,7 @@ impl FileSystem for Session {
         change: &SetAttr,
         _fh: Option<u64>,
     ) -> Result<(Attr, Duration)> {
+        let _change = self.filesystem.begin_change();
         let inode = self.nodes.get(node)?;
         let change = convert::set_attr(change);
         self.filesystem
@@ -296,6 +297,7 @@ impl FileSystem for Session {
         target: &[u8],
         creation: &Creation<'_>,
     ) -> Result<Entry> {
+        let _change = self.filesystem.begin_change();
         let node = NewNode {
             mode: S_IFLNK | 0o777,
             target,
@@ -313,6 +315,7 @@ impl FileSystem for Session {
         rdev: u32,
         creation: &Creation<'_>,
     ) -> Result<Entry> {
+        let _change = self.filesystem.begin_change();
         let mode = if mode & S_IFMT == 0 {
             mode | u32::from(S_IFREG)
         } else {
@@ -339,6 +342,7 @@ impl FileSystem for Session {
         mode: u32,
         creation: &Creation<'_>,
     ) -> Result<Entry> {
+        let _change = self.filesystem.begin_change();
         let mode = 0o040_000 | (mode as u16 & 0o7777);
         let node = NewNode {
             mode,
@@ -348,12 +352,14 @@ impl FileSystem for Session {
     }
 
     fn unlink(&self, _ctx: &Context, parent: u64, name: &[u8]) -> Result<()> {
+        let _change = self.filesystem.begin_change();
         self.filesystem
             .unlink(&*self.nodes.get(parent)?, name)
             .map_err(errno(&self.filesystem))
     }
 
     fn rmdir(&self, _ctx: &Context, parent: u64, name: &[u8]) -> Result<()> {
+        let _change = self.filesystem.begin_change();
         self.filesystem
             .rmdir(&*self.nodes.get(parent)?, name)
             .map_err(errno(&self.filesystem))
@@ -368,6 +374,7 @@ impl FileSystem for Session {
         new_name: &[u8],
         flags: u32,
     ) -> Result<()> {
+        let _change = self.filesystem.begin_change();
         const WHITEOUT: u32 = 4;
         let mode = match flags & !WHITEOUT {
             0 => RenameMode::Replace,
@@ -391,6 +398,7 @@ impl FileSystem for Session {
     }
 
     fn link(&self, _ctx: &Context, node: u64, new_parent: u64, new_name: &[u8]) -> Result<Entry> {
+        let _change = self.filesystem.begin_change();
         let (inode, directory) = (self.nodes.get(node)?, self.nodes.get(new_parent)?);
         self.filesystem
             .link(&inode, &directory, new_name)
@@ -405,6 +413,8 @@ impl FileSystem for Session {
         flags: u32,
         request_flags: OpenRequestFlags,
     ) -> Result<Opened> {
+        let truncates = flags & O_TRUNC != 0;
+        let _change = truncates.then(|| self.filesystem.begin_change());
         self.open_inode(&self.nodes.get(node)?, flags, request_flags)
     }
 
@@ -418,6 +428,7 @@ impl FileSystem for Session {
         request_flags: OpenRequestFlags,
         creation: &Creation<'_>,
     ) -> Result<(Entry, Opened)> {
+        let _change = self.filesystem.begin_change();
         let node = NewNode {
             mode: S_IFREG | (mode as u16 & 0o7777),
             ..NewNode::default()
@@ -448,6 +459,7 @@ impl FileSystem for Session {
         flags: u32,
         creation: &Creation<'_>,
     ) -> Result<(Entry, Opened)> {
+        let _change = self.filesystem.begin_change();
         let directory = self.nodes.get(parent)?;
         let node = NewNode {
             mode: S_IFREG | (mode as u16 & 0o7777),
@@ -491,6 +503,7 @@ impl FileSystem for Session {
         flags: WriteFlags,
         data: &mut DataSource<'_>,
     ) -> Result<u32> {
+        let _change = self.filesystem.begin_change();
         let inode = self.nodes.get(node)?;
         let is_cached = flags.contains(WriteFlags::CACHE);
         let fh = if is_cached { 0 } else { fh };
@@ -546,6 +559,7 @@ impl FileSystem for Session {
         flags: u32,
         request_flags: SetxattrFlags,
     ) -> Result<()> {
+        let _change = self.filesystem.begin_change();
         let mode = match flags {
             0 => SetMode::Any,
             1 => SetMode::Create,
@@ -591,6 +605,7 @@ impl FileSystem for Session {
     }
 
     fn removexattr(&self, _ctx: &Context, node: u64, name: &[u8]) -> Result<()> {
+        let _change = self.filesystem.begin_change();
         self.filesystem
             .remove_xattr(&self.nodes.get(node)?, name)
             .map_err(errno(&self.filesystem))
@@ -647,6 +662,7 @@ impl FileSystem for Session {
         len: u64,
         mode: u32,
     ) -> Result<()> {
+        let _change = self.filesystem.begin_change();
         const KEEP_SIZE: u32 = 0x01;
         const PUNCH_HOLE: u32 = 0x02;
         const ZERO_RANGE: u32 = 0x10;
@@ -678,6 +694,7 @@ impl FileSystem for Session {
     }
 
     fn copy_file_range(&self, ctx: &Context, range: &CopyRange) -> Result<u32> {
+        let _change = self.filesystem.begin_change();
         if range.flags != 0 {
             return Err(Errno::INVAL);
         }
@@ -707,6 +724,7 @@ impl FileSystem for Session {
         input: &[u8],
         output: &mut DataSink<'_>,
     ) -> Result<i32> {
+        let _change = self.filesystem.begin_change();
         self.flags_ioctl(&*self.nodes.get(node)?, command, input, output)
     }
 }

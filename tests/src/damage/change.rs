@@ -129,9 +129,9 @@ fn other_values(map: &Map, random: &mut Random) -> [u32; 3] {
     let geometry = &map.geometry;
     let object = random.pick(&map.objects);
     [
-        random.below(geometry.blocks_count as usize + 1) as u32,
+        random.below(geometry.blocks_count() as usize + 1) as u32,
         (object.offset >> geometry.block_size_bits) as u32,
-        random.below(geometry.inodes_count as usize + 2) as u32,
+        random.below(geometry.inodes_count() as usize + 2) as u32,
     ]
 }
 

@@ -9,7 +9,7 @@ use zerocopy::FromBytes;
 
 /// Recomputes the checksums of all metadata in its old places.
 pub fn fix_checksums(image: &mut [u8], map: &Map) {
-    let mut geometry = map.geometry;
+    let mut geometry = map.geometry.clone();
     {
         let superblock = superblock(image);
         geometry.csum_seed = superblock.checksum_seed();

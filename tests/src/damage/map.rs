@@ -84,11 +84,11 @@ impl Map {
         let superblock = RawSuperblock::ref_from_bytes(&image[1024..2048]).expect("a superblock");
         let geometry = Geometry::try_from(superblock).expect("a sound superblock");
         let mut map = Self {
-            geometry,
+            geometry: geometry.clone(),
             objects: Vec::new(),
         };
         map.add(ObjectKind::Superblock, 1024, 1024);
-        for group in 0..geometry.groups_count {
+        for group in 0..geometry.groups_count() {
             map.add_group(image, group);
         }
         map
@@ -109,7 +109,7 @@ impl Map {
     }
 
     fn add_group(&mut self, image: &[u8], group: u32) {
-        let geometry = self.geometry;
+        let geometry = self.geometry.clone();
         let (block, offset) = geometry.desc_location(GroupNr(group));
         let offset = geometry.offset_of(block) as usize + offset;
         let len = geometry.desc_size as usize;

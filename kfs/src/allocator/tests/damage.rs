@@ -211,7 +211,7 @@ fn frees_that_cannot_be_are_refused() {
         assert!(!handle.is_modified());
         error
     };
-    let last = volume.geometry.blocks_count - 1;
+    let last = volume.geometry.blocks_count() - 1;
     assert!(matches!(
         free(0, 1),
         Error::Corrupt(Corrupt::BlockOutside { .. })
@@ -270,7 +270,7 @@ fn inodes_that_cannot_be_are_refused() {
             inode: InodeNr::ROOT
         })
     ));
-    let outside = InodeNr(volume.geometry.inodes_count + 1);
+    let outside = InodeNr(volume.geometry.inodes_count() + 1);
     let error = allocator
         .free_inode(&mut handle, outside, true)
         .unwrap_err();
@@ -290,8 +290,8 @@ fn a_group_that_cannot_be_read_is_passed_by() {
     device.inject(Fault::new(OpKind::Read, FaultTrigger::Always).in_range(offset..offset + 1024));
     let device: Arc<dyn BlockDevice> = Arc::new(device);
     let cache =
-        crate::storage::BufferCache::new(device, 1024, volume.geometry.blocks_count, 1 << 20);
-    let allocator = Allocator::open(Arc::new(cache), volume.geometry).unwrap();
+        crate::storage::BufferCache::new(device, 1024, volume.geometry.blocks_count(), 1 << 20);
+    let allocator = Allocator::open(Arc::new(cache), volume.geometry.clone()).unwrap();
     let request = crate::allocator::BlockRequest {
         goal: BlockNr(8000),
         len: 10,

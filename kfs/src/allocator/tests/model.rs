@@ -323,7 +323,7 @@ impl<'v> Model<'v> {
     }
 
     fn reserve_inode(&mut self, parent: u32, is_directory: bool) {
-        let parent = InodeNr(parent.min(self.volume.geometry.inodes_count));
+        let parent = InodeNr(parent.min(self.volume.geometry.inodes_count()));
         match self.volume.allocator.reserve_inode(parent, is_directory) {
             Ok(reservation) => {
                 let inode = reservation.inode();
@@ -500,7 +500,7 @@ fn garbage_in_inode_tables_is_zeroed() {
     // Without garbage this would prove nothing.
     let (table, _) = volume
         .allocator
-        .inode_block(InodeNr(volume.geometry.inodes_count))
+        .inode_block(InodeNr(volume.geometry.inodes_count()))
         .unwrap();
     assert_eq!(volume.cache.get(table).unwrap().read()[..4], [0xa5; 4]);
     check(&image);

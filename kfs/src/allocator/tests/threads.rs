@@ -96,7 +96,7 @@ impl Worker<'_> {
     /// False when the volume was full.
     fn take_blocks(&mut self) -> bool {
         let volume = self.shared.volume;
-        let goal = u64::from(self.next()) % volume.geometry.blocks_count;
+        let goal = u64::from(self.next()) % volume.geometry.blocks_count();
         let order = self.next() % 12;
         let len = 1 + self.next() % (1 << order);
         match volume.reserve(goal, len) {
@@ -134,7 +134,7 @@ impl Worker<'_> {
 
     fn take_inode(&mut self) {
         let volume = self.shared.volume;
-        let parent = InodeNr(2 + self.next() % (volume.geometry.inodes_count - 2));
+        let parent = InodeNr(2 + self.next() % (volume.geometry.inodes_count() - 2));
         let is_directory = self.next().is_multiple_of(3);
         if let Ok(reservation) = volume.allocator.reserve_inode(parent, is_directory) {
             let inode = reservation.inode();
@@ -167,8 +167,8 @@ fn threads_share_a_small_volume() {
     let before = volume.allocator.free_counts();
     let shared = Shared {
         volume: &volume,
-        blocks: Owners::new(volume.geometry.blocks_count),
-        inodes: Owners::new(u64::from(volume.geometry.inodes_count) + 1),
+        blocks: Owners::new(volume.geometry.blocks_count()),
+        inodes: Owners::new(u64::from(volume.geometry.inodes_count()) + 1),
         no_space: AtomicU32::new(0),
         barrier: Barrier::new(THREADS.into()),
     };

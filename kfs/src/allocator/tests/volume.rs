@@ -62,11 +62,11 @@ impl TestVolume {
         let cache = Arc::new(BufferCache::new(
             Arc::clone(&dynamic),
             geometry.block_size,
-            geometry.blocks_count,
+            geometry.blocks_count(),
             1 << 20,
         ));
         let journal = Journal::open(dynamic, Arc::clone(&cache), None);
-        let allocator = Allocator::open(Arc::clone(&cache), geometry).unwrap();
+        let allocator = Allocator::open(Arc::clone(&cache), geometry.clone()).unwrap();
         journal.add_observer(allocator.observer());
         Self {
             device,
@@ -122,9 +122,9 @@ impl TestVolume {
             Dump::parse(&text_of(&output))
         });
         dump.free_blocks
-            .resize(self.geometry.blocks_count as usize, false);
+            .resize(self.geometry.blocks_count() as usize, false);
         dump.free_inodes
-            .resize(self.geometry.inodes_count as usize + 1, false);
+            .resize(self.geometry.inodes_count() as usize + 1, false);
         dump
     }
 

@@ -243,7 +243,7 @@ fn nodes_come_from_the_allocator() {
     let features = "^has_journal,sparse_super2,^resize_inode,metadata_csum";
     let image = make(dir.path(), features, &empty);
     let (device, geometry) = open(&image);
-    let mut volume = Volume::open(Arc::clone(&device), geometry, 0);
+    let mut volume = Volume::open(Arc::clone(&device), geometry.clone(), 0);
     volume.generation = read_inode(&device, &geometry).generation();
     let allocator = Allocator::open(Arc::clone(&volume.cache), geometry).expect("sound");
     volume.journal.add_observer(allocator.observer());

@@ -118,7 +118,7 @@ impl Volume {
     /// Nodes are allocated from `nodes_start` on.
     fn open(device: Arc<MemoryDevice>, geometry: Geometry, nodes_start: u64) -> Self {
         let device: Arc<dyn BlockDevice> = device;
-        let (block_size, blocks) = (geometry.block_size, geometry.blocks_count);
+        let (block_size, blocks) = (geometry.block_size, geometry.blocks_count());
         let cache = BufferCache::new(Arc::clone(&device), block_size, blocks, 1 << 24);
         let cache = Arc::new(cache);
         let journal = Journal::open(Arc::clone(&device), Arc::clone(&cache), None);

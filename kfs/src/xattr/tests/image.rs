@@ -105,11 +105,11 @@ impl Image {
         let cache = Arc::new(BufferCache::new(
             Arc::clone(&dynamic),
             geometry.block_size,
-            geometry.blocks_count,
+            geometry.blocks_count(),
             1 << 20,
         ));
         let journal = Journal::open(dynamic, Arc::clone(&cache), None);
-        let allocator = Allocator::open(Arc::clone(&cache), geometry).unwrap();
+        let allocator = Allocator::open(Arc::clone(&cache), geometry.clone()).unwrap();
         journal.add_observer(allocator.observer());
         Self {
             temp,

@@ -115,8 +115,8 @@ impl<'b> Editor<'b> {
         let geometry = &self.base.geometry;
         let delta = i64::from(input.u8() % 5) - 2;
         let number = match input.u8() % 10 {
-            0 => geometry.blocks_count,
-            1 => u64::from(geometry.inodes_count),
+            0 => geometry.blocks_count(),
+            1 => u64::from(geometry.inodes_count()),
             2 => u64::from(geometry.block_size),
             3 => u64::from(geometry.blocks_per_group),
             4 => u64::from(geometry.inodes_per_group),

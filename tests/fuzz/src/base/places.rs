@@ -253,7 +253,7 @@ pub(super) fn locate(device: &MemoryDevice, geometry: &Geometry) -> Vec<Place> {
         places: Vec::new(),
     };
     finder.add(Kind::Superblock, 1024, 1024);
-    for group in (0..geometry.groups_count).map(GroupNr) {
+    for group in (0..geometry.groups_count()).map(GroupNr) {
         finder.add_group(group);
     }
     finder.places

@@ -12,7 +12,9 @@ use kfs::layout::journal::{
     JournalIncompat, RawBlockTail, RawCommitBlock, RawJournalHeader, RawJournalSuperblock,
     RawRevokeHeader, TagFormat,
 };
-use kfs::layout::{FileType, RawGroupDesc, RawSuperblock, acl, dirent, features, orphan, xattr};
+use kfs::layout::{
+    FileType, RawGroupDesc, RawSuperblock, SizeFacts, acl, dirent, features, orphan, xattr,
+};
 use kfs::storage::{Buffer, BufferCache, Handle, Journal};
 use kfs::xattr::{XattrName, XattrSet};
 use kfs::{BlockNr, Error, Geometry, GroupNr, InodeNr, LogicalBlock, Result, Run, SetMode};
@@ -75,7 +77,7 @@ fn superblock(input: &mut Input<'_>) {
     let Ok(geometry) = Geometry::try_from(&*raw) else {
         return;
     };
-    let last = GroupNr(geometry.groups_count - 1);
+    let last = GroupNr(geometry.groups_count() - 1);
     for group in [GroupNr(0), GroupNr(last.0 / 2), last] {
         let _ = geometry.desc_location(group);
         let _ = geometry.base_metadata_blocks(group);
@@ -84,7 +86,7 @@ fn superblock(input: &mut Input<'_>) {
         assert_eq!(geometry.group_of(first), (group, 0));
         let _ = geometry.offset_of(first.plus(u64::from(blocks)));
     }
-    for nr in [0, 1, geometry.inodes_count, u32::MAX].map(InodeNr) {
+    for nr in [0, 1, geometry.inodes_count(), u32::MAX].map(InodeNr) {
         if let Ok((group, index)) = geometry.inode_location(nr) {
             assert!(group <= last);
             let _ = geometry.inode_table_offset(index);
@@ -98,13 +100,13 @@ fn superblock(input: &mut Input<'_>) {
 
 /// The allocator on a volume of zeros with such a geometry, where it is not too large.
 fn geometry_of_a_volume(geometry: &Geometry) {
-    if geometry.blocks_count << geometry.block_size_bits > 64 << 20 {
+    if geometry.blocks_count() << geometry.block_size_bits > 64 << 20 {
         return;
     }
-    let size = geometry.blocks_count << geometry.block_size_bits;
+    let size = geometry.blocks_count() << geometry.block_size_bits;
     let device: Arc<dyn BlockDevice> = Arc::new(MemoryDevice::new(size));
-    let cache = BufferCache::new(device, geometry.block_size, geometry.blocks_count, 0);
-    let _ = Allocator::open(Arc::new(cache), *geometry);
+    let cache = BufferCache::new(device, geometry.block_size, geometry.blocks_count(), 0);
+    let _ = Allocator::open(Arc::new(cache), geometry.clone());
 }
 
 fn group_descriptor(input: &mut Input<'_>) {
@@ -187,10 +189,13 @@ fn volume(input: &mut Input<'_>) -> Volume {
     let cache = Arc::new(cache);
     Volume {
         journal: Arc::new(Journal::open(device, Arc::clone(&cache), None)),
-        geometry: Geometry {
-            blocks_count: BLOCKS as u64,
-            // Without checksums: the bytes are to be looked at.
-            ..base::get(2).geometry
+        // Without checksums: the bytes are to be looked at.
+        geometry: {
+            let geometry = &base::get(2).geometry;
+            geometry.with_size(SizeFacts {
+                blocks_count: BLOCKS as u64,
+                ..geometry.size()
+            })
         },
         cache,
     }
