@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use kfs_tests::guest::{
     Daemon, Guest, GuestConfig, GuestReport, KernelMount, Workspace, compare_manifests, e2fsck,
-    manifest, repository, run,
+    manifest, program, repository, run,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -130,6 +130,78 @@ fn programs_on_a_shared_folder() -> Result<()> {
         &["KFS_SMALL=1", "KFS_MANIFEST_BLOCKS=0"],
     )?;
     compare_manifests(&report.manifest, &shared_manifest(&shared)?)
+}
+
+/// Snapshots come and go while a guest's programs (git, gcc, sqlite, fio, ...) work: what the guest checks
+/// itself is right, and each snapshot is a whole volume.
+#[test]
+#[ignore = "boots QEMU: make test"]
+fn snapshots_while_a_guest_works() -> Result<()> {
+    let workspace = Workspace::new()?;
+    let image = workspace.make_image("3G", &[])?;
+    let (socket, control) = (workspace.path("kfsd.sock"), workspace.path("control"));
+    let daemon = Daemon::start(
+        &workspace,
+        &[
+            "--image",
+            text(&image),
+            "--socket-path",
+            text(&socket),
+            "--control-socket",
+            text(&control),
+        ],
+        &[&socket, &control],
+    )?;
+    let kfsctl = |arguments: &[&str]| -> Result<String> {
+        run(Command::new(program("kfsctl")?)
+            .args(["--socket", text(&control)])
+            .args(arguments))
+    };
+    let guest = Guest::boot(
+        &workspace,
+        &GuestConfig {
+            name: "guest",
+            socket: &socket,
+            script: "programs.sh",
+            files: &[],
+            variables: &["KFS_SMALL=1"],
+            programs: true,
+            queues: 1,
+            timeout: 20 * MINUTE,
+        },
+    )?;
+    let is_done = std::sync::atomic::AtomicBool::new(false);
+    let (report, taken) = std::thread::scope(|scope| {
+        let taker = scope.spawn(|| -> Result<u32> {
+            let mut taken = 0;
+            while !is_done.load(std::sync::atomic::Ordering::Relaxed) {
+                kfsctl(&["snapshot", "create", &format!("s{taken}")])?;
+                taken += 1;
+                kfsctl(&["snapshot", "delete", "--keep", "last=4"])?;
+                sleep(Duration::from_secs(3));
+            }
+            Ok(taken)
+        });
+        let report = guest.finish();
+        is_done.store(true, std::sync::atomic::Ordering::Relaxed);
+        (report, taker.join().expect("no panic"))
+    });
+    let (report, taken) = (
+        report.with_context(|| format!("kfsd said:\n{}", daemon.log()))?,
+        taken?,
+    );
+    println!("{}\n{taken} snapshots meanwhile", report.output);
+    ensure!(taken > 5, "only {taken} snapshots were taken");
+    for number in taken - 4..taken {
+        let exported = workspace.path(&format!("s{number}.img"));
+        let name = format!("s{number}");
+        kfsctl(&["snapshot", "export", &name, text(&exported)])?;
+        e2fsck(&exported)?;
+        fs::remove_file(&exported)?;
+        kfsctl(&["snapshot", "delete", &name])?;
+    }
+    daemon.stop()?;
+    judge(&workspace, &image, &report)
 }
 
 /// The host's folder, without the blocks, which the host allocates when it likes.
