@@ -27,16 +27,29 @@ pub fn crc32c_patch(seed: u32, before: &[u8], after: &[u8], wanted: u32) -> [u8;
 
 /// The value before `byte` was added.
 fn crc32c_back(value: u32, byte: u8) -> u32 {
+    value << 8 ^ BACK[(value >> 24) as usize] ^ u32::from(byte)
+}
+
+/// For each upper byte of a value: what eight steps back leave of it.
+const BACK: [u32; 256] = {
     /// The polynomial of crc32c, lowest power first.
     const POLYNOMIAL: u32 = 0x82f6_3b78;
-    let mut value = value;
-    for _ in 0..8 {
-        // A step forward shifts right and adds the polynomial, whose top bit is set, for a 1.
-        let was_odd = value >> 31;
-        value = (value ^ (POLYNOMIAL * was_odd)) << 1 | was_odd;
+    let mut table = [0; 256];
+    let mut upper = 0;
+    while upper < 256 {
+        let mut value = (upper as u32) << 24;
+        let mut step = 0;
+        while step < 8 {
+            // A step forward shifts right and adds the polynomial, whose top bit is set, for a 1.
+            let was_odd = value >> 31;
+            value = (value ^ (POLYNOMIAL * was_odd)) << 1 | was_odd;
+            step += 1;
+        }
+        table[upper] = value;
+        upper += 1;
     }
-    value ^ u32::from(byte)
-}
+    table
+};
 
 /// The crc16 of several pieces one after the other, starting at 0xffff.
 #[must_use]

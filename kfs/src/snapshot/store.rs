@@ -13,6 +13,7 @@ use crate::error::{Error, IoOp, Result};
 use crate::ids::{BlockNr, Run};
 use kfs_disk::BlockDevice;
 use parking_lot::{Mutex, RwLock};
+use std::collections::BTreeSet;
 use std::io::IoSlice;
 use std::sync::Arc;
 
@@ -42,6 +43,8 @@ pub(super) struct Store {
 #[derive(Default)]
 struct State {
     segments: Vec<Segment>,
+    /// Segments, other than the current one, in which nobody needs anything.
+    free: BTreeSet<u32>,
     /// The segment that batches are appended to, and its next free block.
     current: Option<(u32, u32)>,
     next_sequence: u64,
@@ -169,11 +172,11 @@ impl Store {
         let mut runs = self.runs.write();
         runs.extend_from_slice(added);
         let blocks: u64 = runs.iter().map(|run| u64::from(run.len)).sum();
-        let segments = (blocks / u64::from(SEGMENT_BLOCKS)) as usize;
-        self.state
-            .lock()
-            .segments
-            .resize(segments, Segment::default());
+        let segments = (blocks / u64::from(SEGMENT_BLOCKS)) as u32;
+        let mut state = self.state.lock();
+        let known = state.segments.len() as u32;
+        state.free.extend(known..segments);
+        state.segments.resize(segments as usize, Segment::default());
     }
 
     /// Blocks in the file.
@@ -191,9 +194,7 @@ impl Store {
     /// `spare` segments stay free.
     pub(super) fn has_room_for(&self, content: u64, spare: u64) -> bool {
         let state = self.state.lock();
-        let free = (0..state.segments.len() as u32)
-            .filter(|nr| state.is_free(*nr))
-            .count() as u64;
+        let free = state.free.len() as u64;
         let rest = state
             .current
             .map_or(0, |(_, next)| SEGMENT_BLOCKS.saturating_sub(next));
@@ -300,16 +301,14 @@ impl Store {
 
     /// Somebody needs a block that was found when the store was opened.
     pub(super) fn need(&self, location: Location) {
-        let mut state = self.state.lock();
-        state.segments[(location.block / SEGMENT_BLOCKS) as usize].needed += 1;
+        self.state.lock().need(location.block / SEGMENT_BLOCKS, 1);
     }
 
     /// Nobody needs these blocks any more.
     pub(super) fn release(&self, locations: &[Location]) {
         let mut state = self.state.lock();
         for location in locations {
-            let segment = &mut state.segments[(location.block / SEGMENT_BLOCKS) as usize];
-            segment.needed = segment.needed.saturating_sub(1);
+            state.release(location.block / SEGMENT_BLOCKS);
         }
     }
 
@@ -386,9 +385,26 @@ impl Store {
 }
 
 impl State {
-    fn is_free(&self, nr: u32) -> bool {
+    /// Somebody needs blocks in a segment.
+    fn need(&mut self, nr: u32, blocks: u32) {
+        self.segments[nr as usize].needed += blocks;
+        if blocks > 0 {
+            self.free.remove(&nr);
+        }
+    }
+
+    /// A block in a segment is not needed any more.
+    fn release(&mut self, nr: u32) {
+        let segment = &mut self.segments[nr as usize];
+        segment.needed = segment.needed.saturating_sub(1);
+        self.note_if_free(nr);
+    }
+
+    fn note_if_free(&mut self, nr: u32) {
         let is_current = self.current.is_some_and(|(current, _)| current == nr);
-        !is_current && self.segments[nr as usize].needed == 0
+        if !is_current && self.segments[nr as usize].needed == 0 {
+            self.free.insert(nr);
+        }
     }
 
     fn new_commit(&mut self) -> u64 {
@@ -413,23 +429,23 @@ impl State {
             .filter(|_| len >= least)
             .ok_or(Error::SnapshotStoreFull)?;
         self.current = Some((segment, at + 1 + len as u32));
-        let entry = &mut self.segments[segment as usize];
-        entry.needed += len as u32;
+        self.need(segment, len as u32);
         Ok(Place {
             segment,
             at,
             len,
-            sequence: entry.sequence,
+            sequence: self.segments[segment as usize].sequence,
         })
     }
 
     /// Goes on in a free segment.
     fn next_segment(&mut self) -> Result<()> {
-        let free = (0..self.segments.len() as u32).find(|nr| self.is_free(*nr));
-        let nr = free.ok_or(Error::SnapshotStoreFull)?;
+        let nr = self.free.pop_first().ok_or(Error::SnapshotStoreFull)?;
         self.segments[nr as usize].sequence = self.next_sequence;
         self.next_sequence = self.next_sequence.saturating_add(1);
-        self.current = Some((nr, 1));
+        if let Some((last, _)) = self.current.replace((nr, 1)) {
+            self.note_if_free(last);
+        }
         Ok(())
     }
 }
