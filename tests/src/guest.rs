@@ -149,7 +149,12 @@ pub struct Daemon {
 impl Daemon {
     /// Starts kfsd with `arguments` and waits until every socket and mount point in `ready` is there.
     pub fn start(workspace: &Workspace, arguments: &[&str], ready: &[&Path]) -> Result<Self> {
-        let log = workspace.path("kfsd.log");
+        Self::start_with_log(&workspace.path("kfsd.log"), arguments, ready)
+    }
+
+    /// The same with the log in a file of its own, where there are several daemons.
+    pub fn start_with_log(log: &Path, arguments: &[&str], ready: &[&Path]) -> Result<Self> {
+        let log = log.to_owned();
         let output = File::create(&log)?;
         let child = Command::new(program("kfsd")?)
             .args(arguments)
