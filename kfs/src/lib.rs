@@ -39,5 +39,8 @@ pub use layout::{Access, FileType, Geometry, InodeFlags};
 pub use ops::{NewNode, RenameMode};
 pub use snapshot::{SnapshotRecord, SnapshotUsage};
 pub use time::{Clock, FixedClock, SystemClock, Timestamp};
-pub use tools::{Change, ChangeKind, ExportError, Restored, resolve};
+pub use tools::{
+    Candidate, Change, ChangeKind, Defrag, DefragOptions, DefragProgress, ExportError, FileLayout,
+    Restored, Skipped, Survey, TreeCursor, resolve,
+};
 pub use xattr::{SetMode, XattrName};

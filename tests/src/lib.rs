@@ -3,6 +3,7 @@
 pub mod check;
 pub mod concurrent;
 pub mod damage;
+pub mod defrag;
 pub mod differential;
 pub mod e2fsprogs;
 pub mod guest;

@@ -274,7 +274,7 @@ impl GroupTable {
         })
     }
 
-    fn take(&self, nr: GroupNr, state: &mut GroupState, run: ClearRun) {
+    pub(super) fn take(&self, nr: GroupNr, state: &mut GroupState, run: ClearRun) {
         let map = state
             .blocks
             .as_mut()

@@ -18,6 +18,7 @@
 
 mod bitmap;
 mod blocks;
+mod contiguous;
 mod fixed;
 mod group_bitmaps;
 mod groups;
@@ -35,6 +36,7 @@ use crate::error::Result;
 use crate::ids::{BlockNr, GroupNr, InodeNr, Run};
 use crate::layout::{Geometry, GroupFlags};
 use crate::storage::{BufferCache, CommitObserver, Handle};
+pub use contiguous::ContiguousRequest;
 use groups::GroupTable;
 pub use inodes::InodeReservation;
 pub use kept::{KeptBlocks, LiveBitmap};
@@ -201,6 +203,14 @@ impl Allocator {
     /// `NoSpace`; `Io` when no group could be read that had space.
     pub fn reserve(&self, request: BlockRequest) -> Result<Reservation> {
         self.table.reserve(request)
+    }
+
+    /// Promises a run of exactly the requested length, wherever there is one, or none.
+    ///
+    /// # Errors
+    /// `Invalid` for an empty request; `Io` when a group could not be read.
+    pub fn reserve_contiguous(&self, request: ContiguousRequest) -> Result<Option<Reservation>> {
+        self.table.reserve_contiguous(request)
     }
 
     /// Promises all runs of free blocks of a group that are at least `least` blocks long.

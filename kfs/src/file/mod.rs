@@ -11,12 +11,14 @@ mod data;
 mod fallocate;
 mod moved;
 mod read;
+mod relocate;
 mod seek;
 mod truncate;
 mod write;
 
 pub use data::{DataSink, DataSource, SliceSink, SliceSource};
 pub use fallocate::SpaceChange;
+pub(crate) use relocate::Relocated;
 pub use seek::SeekTarget;
 pub use write::WriteOptions;
 

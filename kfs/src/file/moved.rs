@@ -79,7 +79,9 @@ impl File<'_> {
             self.volume.write_data(run.start, 0, &all)
         })?;
         let end_of_file = if grows { at + bytes } else { 0 };
-        self.enter_moved(&mut reservation, logical, count, end_of_file, options)?;
+        let range = (logical, count);
+        let change = Some((end_of_file, options));
+        self.enter_moved(&mut reservation, range, false, change)?;
         Ok(bytes)
     }
 
@@ -91,14 +93,14 @@ impl File<'_> {
             .read_data(physical, offset, &mut [IoSliceMut::new(buf)])
     }
 
-    /// Makes written blocks of a reservation those of a range of the file, in place of its own.
-    fn enter_moved(
+    /// Makes the first blocks of a reservation those of a range of the file, in place of its own. With a
+    /// `change` of content the file then ends where that says at least, and has its times.
+    pub(super) fn enter_moved(
         self,
         reservation: &mut Reservation,
-        logical: LogicalBlock,
-        len: u32,
-        end: u64,
-        options: WriteOptions,
+        (logical, len): (LogicalBlock, u32),
+        unwritten: bool,
+        change: Option<(u64, WriteOptions)>,
     ) -> Result<()> {
         let mut first = logical;
         let mut left = len;
@@ -106,12 +108,14 @@ impl File<'_> {
             let credits = CREDITS_SIZE + CREDITS_RUN + REWRITE_CREDITS_MIN;
             let done = self.transact_with_nodes(credits, |handle| {
                 self.inode.try_update(self.volume, handle, |state, handle| {
-                    let to = reservation.run().start;
+                    let to = (reservation.run().start, unwritten);
                     let done =
                         state.replace_blocks(self.volume, self.inode, handle, (first, left), to)?;
                     self.volume.allocator.allocate(handle, reservation, done);
-                    self.grow(state, handle, end);
-                    self.stamp_change(state, options);
+                    if let Some((end, options)) = change {
+                        self.grow(state, handle, end);
+                        self.stamp_change(state, options);
+                    }
                     Ok(done)
                 })
             })?;

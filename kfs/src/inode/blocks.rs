@@ -34,6 +34,58 @@ impl Inode {
         }
     }
 
+    /// The extents that end after `from`, in order: `most` of them, or all that are left if that is
+    /// fewer.
+    ///
+    /// # Errors
+    /// `NotSupported` for content in the inode itself, `Corrupt`, `Io`.
+    pub(crate) fn extents_from(
+        &self,
+        volume: &Volume,
+        from: LogicalBlock,
+        most: usize,
+    ) -> Result<Vec<Extent>> {
+        let mut extents = Vec::new();
+        let visit = |extent: Extent| {
+            extents.push(extent);
+            Ok(if extents.len() < most {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            })
+        };
+        let state = self.state();
+        let fields = state.fields();
+        if fields.flags().contains(InodeFlags::INLINE_DATA) {
+            return Err(Error::NotSupported);
+        }
+        if fields.flags().contains(InodeFlags::EXTENTS) {
+            self.tree(volume)
+                .for_each(fields.block_area(), from, visit)?;
+        } else {
+            self.indirect(volume)
+                .for_each(fields.block_area(), from, visit)?;
+        }
+        Ok(extents)
+    }
+
+    /// The last extent that begins before `logical`, in the leaf where `logical` belongs.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub(crate) fn extent_before(
+        &self,
+        volume: &Volume,
+        logical: LogicalBlock,
+    ) -> Result<Option<Extent>> {
+        let Some(before) = logical.0.checked_sub(1) else {
+            return Ok(None);
+        };
+        let state = self.state();
+        let area = state.fields().block_area();
+        self.tree(volume).nearest_before(area, LogicalBlock(before))
+    }
+
     /// The inode's extent tree.
     pub(crate) fn tree<'v>(&self, volume: &'v Volume) -> ExtentTree<'v> {
         ExtentTree::new(
@@ -278,12 +330,12 @@ impl InodeState {
         logical: LogicalBlock,
         physical: BlockNr,
     ) -> Result<()> {
-        self.replace_blocks(volume, inode, handle, (logical, 1), physical)
+        self.replace_blocks(volume, inode, handle, (logical, 1), (physical, false))
             .map(|_| ())
     }
 
-    /// Moves blocks of the file to newly allocated ones from `physical` on, and frees the old ones: as
-    /// many as the handle has credits for. Returns how many.
+    /// Moves blocks of the file to newly allocated ones from `physical` on, unwritten or not, and frees
+    /// the old ones: as many as the handle has credits for. Returns how many.
     ///
     /// # Errors
     /// `NoSpace` for the tree's own blocks, `Corrupt`, `Io`; nothing has changed then.
@@ -293,13 +345,13 @@ impl InodeState {
         inode: &Inode,
         handle: &mut Handle<'_>,
         (first, len): (LogicalBlock, u32),
-        physical: BlockNr,
+        (physical, unwritten): (BlockNr, bool),
     ) -> Result<u32> {
         let area = self.fields_mut().block_area_mut();
         let nodes = &*volume.allocator;
         let replaced = inode
             .tree(volume)
-            .replace(area, handle, nodes, first, len, physical, false)?;
+            .replace(area, handle, nodes, first, len, physical, unwritten)?;
         for run in replaced.old {
             volume.allocator.free(handle, run)?;
         }

@@ -3,14 +3,19 @@
 //! - `compare.rs`: what differs between two trees
 //! - `restore.rs`: a file or directory of a snapshot, back in the volume
 //! - `export.rs`: a snapshot as an image of its own
+//! - `defrag/`: files moved to better places while they are used
 //! - `trim.rs`: holes in the image where blocks are free
 
 mod compare;
+mod defrag;
 mod export;
 mod restore;
 mod trim;
 
 pub use compare::{Change, ChangeKind};
+pub use defrag::{
+    Candidate, Defrag, DefragOptions, DefragProgress, FileLayout, Skipped, Survey, TreeCursor,
+};
 pub use export::ExportError;
 pub use restore::Restored;
 
