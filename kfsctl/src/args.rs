@@ -1,5 +1,7 @@
 //! The command line.
 
+use crate::commands::defrag::DefragArgs;
+use crate::commands::fragmap::FragmapArgs;
 use clap::{Args, Parser, Subcommand};
 use kfsctl::keep::Keep;
 use std::path::PathBuf;
@@ -72,6 +74,13 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Move files to where they lie in one piece, and mapped memory can show them in large pages
+    ///
+    /// The volume is used meanwhile. The largest gain comes first; to stop at any time does no harm.
+    /// What snapshots see stays where it is, unless --all is given.
+    Defrag(DefragArgs),
+    /// Show what is where on the volume, or where a file lies
+    Fragmap(FragmapArgs),
     /// Give free blocks of an image back to the host
     Trim {
         /// Print the result as one JSON object

@@ -1,5 +1,6 @@
 //! Requests carried out on an open volume: by kfsd on the one it serves, by kfsctl on an idle image.
 
+use crate::execute_layout as layout;
 use crate::protocol::{ErrorCode, Request, RequestError};
 use crate::snapshot::{DiffEntry, RestoreInfo, SnapshotInfo};
 use kfs::{ChangeKind, Error, Filesystem, SnapshotRecord, SnapshotUsage};
@@ -27,6 +28,13 @@ pub fn execute(fs: &Arc<Filesystem>, request: &Request) -> Result<Value, Request
             to,
             ..
         } => restore(fs, snapshot, path, to.as_deref()),
+        Request::DefragSurvey { path, cursor, all } => {
+            layout::survey(fs, path.as_deref(), cursor.as_deref(), *all)
+        }
+        Request::Defrag { files, all, bytes } => layout::defrag(fs, files, *all, *bytes),
+        Request::Fragmap { path, cells, from } => {
+            layout::fragmap(fs, path.as_deref(), *cells, *from)
+        }
         Request::Sync {} => {
             fs.sync().map_err(failed)?;
             Ok(json!({}))

@@ -6,8 +6,12 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
+pub mod defrag;
 #[cfg(feature = "volume")]
 pub mod execute;
+#[cfg(feature = "volume")]
+mod execute_layout;
+pub mod fragmap;
 #[cfg(feature = "volume")]
 mod freeze;
 pub mod keep;

@@ -3,6 +3,7 @@
 
 mod args;
 mod check;
+mod commands;
 mod daemon;
 mod image;
 mod metrics;
@@ -54,6 +55,8 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
             once,
             json,
         } => top::run(&cli.target, *interval, *once, *json)?,
+        Command::Defrag(args) => return commands::defrag::run(&cli.target, args),
+        Command::Fragmap(args) => return commands::fragmap::run(&cli.target, args),
         command => volume::run(&cli.target, command)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -6,6 +6,7 @@
 //! fields they do not know; requests, in contrast, are read strictly, since an argument that is
 //! ignored would be a wish that is not fulfilled.
 
+use crate::defrag::{DefragFile, SurveyLevel};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::path::PathBuf;
@@ -84,6 +85,43 @@ pub enum Request {
         #[serde(default)]
         force: bool,
     },
+    /// How files lie; answered with [`SurveyInfo`](crate::defrag::SurveyInfo), a part at a time.
+    DefragSurvey {
+        /// A file, or a directory with all below; the root where it is missing.
+        #[serde(default)]
+        path: Option<String>,
+        /// Where the last answer ended.
+        #[serde(default)]
+        cursor: Option<Vec<SurveyLevel>>,
+        /// Whether blocks that snapshots see may be moved, too.
+        #[serde(default)]
+        all: bool,
+    },
+    /// Moves files to better places; answered with [`DefragInfo`](crate::defrag::DefragInfo), after
+    /// about a second.
+    Defrag {
+        /// The files, in the order in which they are moved.
+        files: Vec<DefragFile>,
+        /// Whether blocks that snapshots see are moved, too.
+        #[serde(default)]
+        all: bool,
+        /// Bytes to move at the most, about.
+        #[serde(default)]
+        bytes: Option<u64>,
+    },
+    /// What is where: answered with [`VolumeMapInfo`](crate::fragmap::VolumeMapInfo), for a path with
+    /// [`FileMapInfo`](crate::fragmap::FileMapInfo).
+    Fragmap {
+        /// A file; the whole volume where it is missing.
+        #[serde(default)]
+        path: Option<String>,
+        /// Parts that the volume is shown in.
+        #[serde(default)]
+        cells: Option<u32>,
+        /// The block of the file to begin with.
+        #[serde(default)]
+        from: u32,
+    },
     /// Makes everything durable.
     Sync {},
     /// Gives free blocks back to the host.
@@ -119,6 +157,9 @@ impl Request {
         "snapshot-diff",
         "snapshot-export",
         "restore",
+        "defrag-survey",
+        "defrag",
+        "fragmap",
         "sync",
         "trim",
         "drop-caches",

@@ -17,6 +17,7 @@ mod status;
 
 pub use damage::ErrorsPolicy;
 pub(crate) use directory::InodeBlocks;
+pub(crate) use mount::own_file_runs;
 pub use mount::read_superblock;
 pub use options::MountOptions;
 pub use status::{RecoveryStatus, SpaceStatus, Status};

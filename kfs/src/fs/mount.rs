@@ -336,9 +336,14 @@ fn journal_area(
 
 /// Where the orphan file's blocks lie.
 fn orphan_file_runs(volume: &Volume) -> Result<Vec<Run>> {
-    let Some(nr) = volume.geometry.orphan_file_inode else {
-        return Ok(Vec::new());
-    };
+    match volume.geometry.orphan_file_inode {
+        Some(nr) => own_file_runs(volume, nr),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// Where the blocks of one of the volume's own files lie, which no client uses.
+pub(crate) fn own_file_runs(volume: &Volume, nr: InodeNr) -> Result<Vec<Run>> {
     let (block, offset) = volume.allocator.inode_block(nr)?;
     let table = volume.cache.get(block)?;
     let end = offset + volume.geometry.inode_size as usize;

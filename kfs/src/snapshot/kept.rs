@@ -44,7 +44,7 @@ impl KeptBlocks for Snapshots {
 
 impl Snapshots {
     /// Tells for each snapshot, newest first, which blocks of a group it keeps.
-    pub(super) fn each_kept(
+    pub(crate) fn each_kept(
         &self,
         group: GroupNr,
         live: &LiveBitmap<'_>,

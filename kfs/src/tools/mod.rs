@@ -4,11 +4,13 @@
 //! - `restore.rs`: a file or directory of a snapshot, back in the volume
 //! - `export.rs`: a snapshot as an image of its own
 //! - `defrag/`: files moved to better places while they are used
+//! - `fragmap.rs`: what is where
 //! - `trim.rs`: holes in the image where blocks are free
 
 mod compare;
 mod defrag;
 mod export;
+mod fragmap;
 mod restore;
 mod trim;
 
@@ -17,6 +19,7 @@ pub use defrag::{
     Candidate, Defrag, DefragOptions, DefragProgress, FileLayout, Skipped, Survey, TreeCursor,
 };
 pub use export::ExportError;
+pub use fragmap::{MapCell, MappedExtent, VolumeMap};
 pub use restore::Restored;
 
 use crate::corrupt::Corrupt;

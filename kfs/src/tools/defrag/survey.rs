@@ -155,6 +155,9 @@ impl Filesystem {
     /// # Errors
     /// `NotSupported` for what has no data in blocks, `Corrupt`, `Io`.
     pub fn file_layout(&self, inode: &Arc<Inode>, moves_kept: bool) -> Result<FileLayout> {
+        if !inode.is_regular() {
+            return Err(Error::NotSupported);
+        }
         Ok(layout(self, inode, moves_kept)?.0)
     }
 
