@@ -2,25 +2,20 @@
 //! whoever works on the volume meanwhile and whenever the power goes.
 //!
 //! Method: files in many pieces, alone; random operations and snapshots with defragmentations in between,
-//! compared with pictures; writers on the same files; the power cut at every write; the n-th write, flush
-//! and read fails.
+//! compared with pictures.
 //!
-//! `KFS_SEED=N` replays one run, `KFS_DEFRAG_SEEDS=N` makes that many, of `KFS_DEFRAG_STEPS=N` steps each;
-//! `KFS_CRASH_SEEDS=N` workloads have the power cut.
+//! `KFS_SEED=N` replays one run, `KFS_DEFRAG_SEEDS=N` makes that many, of `KFS_DEFRAG_STEPS=N` steps each.
 
-use kfs::{Error, Filesystem, Inode, SliceSink, SliceSource, SpaceChange, WriteOptions};
-use kfs_disk::testing::{CrashDevice, Fault, FaultDevice, FaultTrigger, OpKinds, SplitMix64};
+use kfs::{Error, Filesystem, Inode, SliceSource, SpaceChange, WriteOptions};
+use kfs_disk::testing::SplitMix64;
 use kfs_disk::{BlockDevice, MemoryDevice};
 use kfs_tests::check;
 use kfs_tests::defrag::{defrag_all, make_fragmented, shape, survey};
 use kfs_tests::e2fsprogs;
-use kfs_tests::power_cut::{
-    Effort, History, Picture, Reached, assert_histories, cut_everywhere, formatted, open,
-};
+use kfs_tests::power_cut::{Picture, formatted, open};
 use kfs_tests::tree::picture;
 use kfs_tests::workload::Workload;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
@@ -206,7 +201,7 @@ fn a_full_volume_is_no_failure() {
     let after = survey(&fs, false).expect("walks").layout;
     assert!(after.fragments <= before.fragments);
     // With some room it gets better.
-    fs.unlink(&*fs.root().expect("root"), b"filler")
+    fs.unlink(&fs.root().expect("root"), b"filler")
         .expect("unlinks");
     fs.sync().expect("commits");
     defrag_all(&fs, false).expect("moves");

@@ -209,7 +209,7 @@ fn legend(map: &VolumeMapInfo, style: Style) -> String {
     );
     for (part, what) in entries(map) {
         let sign = match part {
-            Part::Used => shade(1, 1, style.unicode),
+            Part::Used => shade(4, 4, style.unicode),
             Part::Free => shade(0, 1, style.unicode),
             // All of their letters.
             Part::Alone(None) => ' ',
