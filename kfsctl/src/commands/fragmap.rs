@@ -103,7 +103,8 @@ fn show_volume(executor: &mut Executor, args: &FragmapArgs) -> anyhow::Result<St
     Ok(if args.json {
         format!("{value}\n")
     } else {
-        written(output)
+        // A PNG has no text.
+        written(output) + &volume_map::legend(&map, style)
     })
 }
 
@@ -161,7 +162,7 @@ fn file_text(map: &FileMapInfo, style: Style) -> String {
         let mut at = extent.physical;
         let end = at.saturating_add(extent.blocks).min(map.volume_blocks);
         while at < end {
-            let upto = ((at / cell + 1) * cell).min(end);
+            let upto = (at / cell + 1).saturating_mul(cell).min(end);
             if let Some(used) = used.get_mut((at / cell) as usize) {
                 *used += upto - at;
             }
@@ -224,7 +225,8 @@ fn flags(extent: &ExtentInfo, block_size: u64) -> String {
     let mut flags = Vec::new();
     let window = (WINDOW_BYTES / block_size.max(1)).max(1);
     // Some window of the file lies in it as it should.
-    let first = extent.logical.next_multiple_of(window);
+    let next = extent.logical.checked_next_multiple_of(window);
+    let first = next.unwrap_or(u64::MAX);
     let is_whole = first.saturating_add(window) <= extent.logical.saturating_add(extent.blocks);
     let lies_at = extent.physical.saturating_add(first - extent.logical);
     if is_whole && lies_at.is_multiple_of(window) {

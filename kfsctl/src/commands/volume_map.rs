@@ -202,7 +202,8 @@ fn entries(map: &VolumeMapInfo) -> Vec<(Part, String)> {
     entries
 }
 
-fn legend(map: &VolumeMapInfo, style: Style) -> String {
+/// What each sign of a map means.
+pub(super) fn legend(map: &VolumeMapInfo, style: Style) -> String {
     let mut text = format!(
         "each sign is {}\n",
         HumanBytes(map.cell_blocks.saturating_mul(map.block_size_bytes))
