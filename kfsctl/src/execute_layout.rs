@@ -231,7 +231,7 @@ fn file_map(fs: &Arc<Filesystem>, path: &str, from: u32) -> kfs::Result<Value> {
         inode: attr.inode.0,
         size_bytes: attr.size_bytes,
         block_size_bytes: block_size,
-        volume_blocks: fs.volume().geometry.blocks_count,
+        volume_blocks: fs.volume().geometry.blocks_count(),
         layout,
         extents: extents.collect(),
         next,

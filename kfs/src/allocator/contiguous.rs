@@ -83,7 +83,7 @@ impl GroupTable {
         let anywhere = if request.only_at_goal {
             0..0
         } else {
-            0..geometry.groups_count
+            0..geometry.groups_count()
         };
         let after = anywhere.clone().skip(home.0 as usize);
         let groups = after.chain(anywhere.take(home.0 as usize));

@@ -79,7 +79,7 @@ impl Filesystem {
     /// `Corrupt`, `Io`.
     pub fn volume_map(&self, cells: u32) -> Result<VolumeMap> {
         let geometry = &self.volume.geometry;
-        let blocks = geometry.blocks_count;
+        let blocks = geometry.blocks_count();
         let cell_blocks = blocks.div_ceil(cells.clamp(1, CELLS_MAX).into()).max(1);
         let count = blocks.div_ceil(cell_blocks) as usize;
         let mut map = VolumeMap {
@@ -98,7 +98,7 @@ impl Filesystem {
         for block in 0..u64::from(geometry.first_data_block) {
             map.count(block, Kind::Metadata, &mut alone);
         }
-        for group in (0..geometry.groups_count).map(GroupNr) {
+        for group in (0..geometry.groups_count()).map(GroupNr) {
             let has_pins = with_pins.binary_search(&group).is_ok();
             let kinds = self.kinds(group, has_pins, &own)?;
             let first = geometry.group_first_block(group).0;
