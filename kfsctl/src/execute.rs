@@ -131,12 +131,15 @@ fn delete(fs: &Arc<Filesystem>, names: &[String]) -> Result<Value, RequestError>
     let mut deleted = Vec::new();
     for name in names {
         fs.delete_snapshot(name).map_err(|error| {
-            let hint = match error {
-                Error::Busy => "somebody looks into it: try again when they have ended",
-                _ => "",
+            let (code, hint) = match error {
+                Error::Busy => (
+                    ErrorCode::Busy,
+                    "somebody looks into it: try again when they have ended",
+                ),
+                _ => (ErrorCode::Failed, ""),
             };
             let text = format!("snapshot '{name}': {}", chain(&error));
-            RequestError::new(ErrorCode::Failed, text, hint)
+            RequestError::new(code, text, hint)
         })?;
         deleted.push(name);
     }

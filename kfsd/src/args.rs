@@ -86,6 +86,12 @@ pub struct Args {
     #[arg(long, value_name = "MODE", help_heading = "Behaviour of --image")]
     pub errors: Option<ErrorsArg>,
 
+    /// Have a directory .snapshots in the root, with all snapshots in it; `visible`: listings of the root
+    /// show it
+    #[arg(long, value_name = "HOW", num_args = 0..=1, require_equals = true,
+          default_missing_value = "hidden", help_heading = "Behaviour of --image")]
+    pub snapshot_dir: Option<SnapshotDirArg>,
+
     /// Take a snapshot of the image this often (10min, 1h, ...)
     #[arg(long, value_name = "TIME", help_heading = "Behaviour of --image",
           value_parser = crate::schedule::parse_interval)]
@@ -213,6 +219,15 @@ pub struct Args {
     /// Shared mappings of files that bypass the cache; always allowed.
     #[arg(long, hide = true)]
     pub allow_mmap: bool,
+}
+
+/// `--snapshot-dir`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SnapshotDirArg {
+    /// Found by who knows its name.
+    Hidden,
+    /// Shown by listings of the root.
+    Visible,
 }
 
 /// How much the users' kernels may cache.

@@ -1,7 +1,9 @@
 //! What the daemon is to do, checked: the only place where options are judged against each other
 //! and against the files they name.
 
-use crate::args::{Args, CacheArg, ErrorsArg, FileHandlesArg, LevelArg, SandboxArg, SeccompArg};
+use crate::args::{
+    Args, CacheArg, ErrorsArg, FileHandlesArg, LevelArg, SandboxArg, SeccompArg, SnapshotDirArg,
+};
 use crate::legacy_options::{self, LegacyOptions};
 use crate::schedule::Schedule;
 use crate::transport::{MountOptions, OptionError};
@@ -173,6 +175,27 @@ pub enum CachePolicy {
     Metadata,
 }
 
+/// Whether the root has a directory with all snapshots.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SnapshotDir {
+    /// No.
+    #[default]
+    None,
+    /// Found by who knows its name.
+    Hidden,
+    /// Shown by listings of the root.
+    Visible,
+}
+
+impl From<SnapshotDirArg> for SnapshotDir {
+    fn from(how: SnapshotDirArg) -> Self {
+        match how {
+            SnapshotDirArg::Hidden => Self::Hidden,
+            SnapshotDirArg::Visible => Self::Visible,
+        }
+    }
+}
+
 /// How the daemon confines itself to a host directory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Sandbox {
@@ -269,6 +292,8 @@ pub struct Config {
     pub errors: ErrorsPolicy,
     /// The snapshot of the image to serve.
     pub snapshot: Option<String>,
+    /// The directory of snapshots.
+    pub snapshot_dir: SnapshotDir,
     /// Snapshots to be taken by the clock.
     pub schedule: Option<Schedule>,
     /// For a host directory.
@@ -327,6 +352,12 @@ impl TryFrom<Args> for Config {
             }
             args.readonly = true;
         }
+        if args.snapshot_dir.is_some() && args.image.is_none() {
+            return Err(ConfigError::Needs {
+                option: "--snapshot-dir".into(),
+                needs: "--image",
+            });
+        }
         let read_only = args.readonly || mount_options.is_read_only();
         let schedule = Schedule::from_args(&args, read_only)?;
         if read_only {
@@ -347,6 +378,9 @@ impl TryFrom<Args> for Config {
             timeout: legacy.timeout,
             errors: errors_policy(args.errors, args.image.as_ref())?,
             snapshot: args.snapshot,
+            snapshot_dir: args
+                .snapshot_dir
+                .map_or(SnapshotDir::None, SnapshotDirArg::into),
             schedule,
             shared_dir,
             open_files: args.rlimit_nofile,

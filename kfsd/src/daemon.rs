@@ -143,6 +143,7 @@ fn open_volume(config: &Config) -> Result<Arc<dyn Volume>, VolumeError> {
             timeout: config.timeout,
             errors: config.errors,
             snapshot: config.snapshot.clone(),
+            snapshot_dir: config.snapshot_dir,
             // The owners of files are in the image, so serving it takes no privileges; mounting
             // and unmounting does.
             drop_capabilities: !config

@@ -1,9 +1,8 @@
 //! The ioctls of inode flags: lsattr(1) and chattr(1), in their ext and their xfs form.
 
-use super::errno::errno;
-use super::session::Session;
+use super::tree::Node;
 use crate::fuse::{DataSink, Result};
-use kfs::{Inode, InodeFlags};
+use kfs::InodeFlags;
 use rustix::io::Errno;
 
 const GETFLAGS: u32 = 0x8008_6601;
@@ -25,46 +24,40 @@ const XFS_FLAGS: [(InodeFlags, u32); 5] = [
     (InodeFlags::NODUMP, 0x80),
 ];
 
-impl Session {
-    pub(super) fn flags_ioctl(
-        &self,
-        inode: &Inode,
-        command: u32,
-        input: &[u8],
-        output: &mut DataSink<'_>,
-    ) -> Result<i32> {
-        let flags = self.filesystem.attr(inode).flags;
-        match command {
-            GETFLAGS | GETFLAGS_32 => {
-                output.write(&(flags & InodeFlags::USER_VISIBLE).bits().to_le_bytes())?;
-            }
-            SETFLAGS | SETFLAGS_32 => {
-                let wanted = InodeFlags::from_bits_retain(first_word(input)?);
-                self.filesystem
-                    .set_flags(inode, wanted)
-                    .map_err(errno(&self.filesystem))?;
-            }
-            FSGETXATTR => {
-                let mut answer = [0; FSXATTR_BYTES];
-                let xfs = XFS_FLAGS.iter().filter(|(flag, _)| flags.contains(*flag));
-                let word: u32 = xfs.map(|(_, bit)| bit).sum();
-                answer[..4].copy_from_slice(&word.to_le_bytes());
-                output.write(&answer)?;
-            }
-            FSSETXATTR => {
-                let word = first_word(input)?;
-                let mut wanted = flags;
-                for (flag, bit) in XFS_FLAGS {
-                    wanted.set(flag, word & bit != 0);
-                }
-                self.filesystem
-                    .set_flags(inode, wanted)
-                    .map_err(errno(&self.filesystem))?;
-            }
-            _ => return Err(Errno::NOTTY),
+/// Answers an ioctl.
+pub(super) fn flags_ioctl(
+    inode: &Node,
+    command: u32,
+    input: &[u8],
+    output: &mut DataSink<'_>,
+) -> Result<i32> {
+    let flags = inode.fs().attr(inode).flags;
+    match command {
+        GETFLAGS | GETFLAGS_32 => {
+            output.write(&(flags & InodeFlags::USER_VISIBLE).bits().to_le_bytes())?;
         }
-        Ok(0)
+        SETFLAGS | SETFLAGS_32 => {
+            let wanted = InodeFlags::from_bits_retain(first_word(input)?);
+            inode.fs().set_flags(inode, wanted).map_err(inode.errno())?;
+        }
+        FSGETXATTR => {
+            let mut answer = [0; FSXATTR_BYTES];
+            let xfs = XFS_FLAGS.iter().filter(|(flag, _)| flags.contains(*flag));
+            let word: u32 = xfs.map(|(_, bit)| bit).sum();
+            answer[..4].copy_from_slice(&word.to_le_bytes());
+            output.write(&answer)?;
+        }
+        FSSETXATTR => {
+            let word = first_word(input)?;
+            let mut wanted = flags;
+            for (flag, bit) in XFS_FLAGS {
+                wanted.set(flag, word & bit != 0);
+            }
+            inode.fs().set_flags(inode, wanted).map_err(inode.errno())?;
+        }
+        _ => return Err(Errno::NOTTY),
     }
+    Ok(0)
 }
 
 fn first_word(input: &[u8]) -> Result<u32> {

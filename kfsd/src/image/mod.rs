@@ -2,9 +2,11 @@
 //!
 //! ```text
 //! session.rs   the FUSE operations of one session: decode, call `kfs`, encode
+//! tree.rs      the volume or one of its snapshots       snapshot_dir.rs  the directory of all snapshots
 //! nodes.rs     which inodes the session's kernel knows, and how often it has looked them up
 //! convert.rs   attributes, times and devices on the wire     ioctl.rs  flags of inodes
 //! data.rs      guest memory as the buffers of a read or write
+//! entry.rs     entries with their attributes             open.rs   opening files, handles
 //! errno.rs     errors as errno
 //! ```
 //!
@@ -15,12 +17,16 @@
 
 mod convert;
 mod data;
+mod entry;
 mod errno;
 mod ioctl;
 mod nodes;
+mod open;
 mod session;
+mod snapshot_dir;
+mod tree;
 
-use crate::config::CachePolicy;
+use crate::config::{CachePolicy, SnapshotDir};
 use crate::fuse::FileSystem;
 use crate::sandbox::{self, SandboxError};
 use crate::volume::{RestoreError, Volume, VolumeError};
@@ -31,9 +37,10 @@ use kfsctl::protocol::{ErrorCode, Request, RequestError};
 use kfsctl::status;
 use parking_lot::RwLock;
 use serde_json::Value;
+use snapshot_dir::SnapshotTrees;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 pub use session::Session;
 
@@ -88,6 +95,8 @@ pub struct ImageConfig {
     pub errors: ErrorsPolicy,
     /// The snapshot to serve in place of the volume.
     pub snapshot: Option<String>,
+    /// Whether snapshots are found in a directory of the root.
+    pub snapshot_dir: SnapshotDir,
     /// Give up all capabilities of the process once the image is open.
     pub drop_capabilities: bool,
 }
@@ -102,15 +111,41 @@ pub(crate) struct Rules {
     pub(crate) timeout: Duration,
 }
 
+/// How long a deletion waits for those who look into the snapshot.
+const DELETE_PATIENCE: Duration = Duration::from_secs(5);
+const DELETE_RETRY: Duration = Duration::from_millis(20);
 /// How long a restore waits for other requests of kfsctl to end.
 const RESTORE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The open file system.
-#[derive(Clone)]
 struct Opened {
     filesystem: Arc<Filesystem>,
     /// How often the volume was set back since the image was opened.
     epoch: u32,
+    /// The snapshots that are looked into.
+    trees: Option<Arc<SnapshotTrees>>,
+    /// Sessions that may look into them.
+    sessions: Vec<Weak<Session>>,
+}
+
+impl Opened {
+    fn new(filesystem: Arc<Filesystem>, epoch: u32, snapshot_dir: SnapshotDir) -> Self {
+        let trees = |is_visible| {
+            let trees = SnapshotTrees::new(Arc::clone(&filesystem), is_visible);
+            Some(Arc::new(trees))
+        };
+        let trees = match snapshot_dir {
+            SnapshotDir::None => None,
+            SnapshotDir::Hidden => trees(false),
+            SnapshotDir::Visible => trees(true),
+        };
+        Self {
+            filesystem,
+            epoch,
+            trees,
+            sessions: Vec::new(),
+        }
+    }
 }
 
 /// An image that is served.
@@ -121,6 +156,7 @@ pub struct Image {
     /// Held shared by requests of kfsctl, exclusively by those that open the file system anew.
     requests: RwLock<()>,
     options: MountOptions,
+    snapshot_dir: SnapshotDir,
     device: Arc<StatsDevice<Box<dyn BlockDevice>>>,
     rules: Arc<Rules>,
 }
@@ -186,10 +222,8 @@ impl Image {
         };
         Ok(Self {
             path: config.path.clone(),
-            opened: RwLock::new(Opened {
-                filesystem,
-                epoch: 0,
-            }),
+            opened: RwLock::new(Opened::new(filesystem, 0, config.snapshot_dir)),
+            snapshot_dir: config.snapshot_dir,
             requests: RwLock::new(()),
             options,
             device,
@@ -201,6 +235,17 @@ impl Image {
         Arc::clone(&self.opened.read().filesystem)
     }
 
+    /// Takes snapshots from the sessions that look into them.
+    fn revoke_snapshots(&self, filesystem: &Filesystem, names: &[String]) {
+        let records = filesystem.snapshots();
+        let named = records.iter().filter(|record| names.contains(&record.name));
+        let ids: Vec<u32> = named.map(|record| record.id).collect();
+        let sessions = self.opened.read().sessions.clone();
+        for session in sessions.iter().filter_map(Weak::upgrade) {
+            session.revoke(&ids);
+        }
+    }
+
     /// The image, as it was given.
     pub fn path(&self) -> &Path {
         &self.path
@@ -209,9 +254,16 @@ impl Image {
 
 impl Volume for Image {
     fn new_session(&self) -> Result<Arc<dyn FileSystem>, VolumeError> {
-        let Opened { filesystem, epoch } = self.opened.read().clone();
-        let rules = Arc::clone(&self.rules);
-        Ok(Arc::new(Session::new(filesystem, epoch, rules)?))
+        let mut opened = self.opened.write();
+        let session = Arc::new(Session::new(
+            Arc::clone(&opened.filesystem),
+            opened.epoch,
+            Arc::clone(&self.rules),
+            opened.trees.clone(),
+        )?);
+        opened.sessions.retain(|known| known.strong_count() > 0);
+        opened.sessions.push(Arc::downgrade(&session));
+        Ok(session)
     }
 
     fn status(&self) -> status::VolumeStatus {
@@ -220,7 +272,23 @@ impl Volume for Image {
 
     fn control(&self, request: &Request) -> Result<Value, RequestError> {
         let _request = self.requests.read();
-        execute::execute(&self.filesystem(), request)
+        let filesystem = self.filesystem();
+        let Request::SnapshotDelete { names } = request else {
+            return execute::execute(&filesystem, request);
+        };
+        // Who looks into one with an operation in progress has it open until that ends.
+        let begin = Instant::now();
+        loop {
+            self.revoke_snapshots(&filesystem, names);
+            match execute::execute(&filesystem, request) {
+                Err(error)
+                    if error.code == ErrorCode::Busy && begin.elapsed() < DELETE_PATIENCE =>
+                {
+                    std::thread::sleep(DELETE_RETRY);
+                }
+                result => return result,
+            }
+        }
     }
 
     fn restore(&self, snapshot: &str) -> Result<String, RestoreError> {
@@ -243,8 +311,7 @@ impl Volume for Image {
         let device = Arc::clone(&self.device) as Arc<dyn BlockDevice>;
         let filesystem = Filesystem::open(device, self.options.clone()).map_err(lost)?;
         let mut opened = self.opened.write();
-        opened.filesystem = filesystem;
-        opened.epoch += 1;
+        *opened = Opened::new(filesystem, opened.epoch + 1, self.snapshot_dir);
         log::info!("the volume is as it was at '{snapshot}'; what it was before is '{undo}'");
         Ok(undo)
     }

@@ -2,7 +2,11 @@
 
 use super::data::{Sink, Source};
 use super::errno::errno;
-use super::nodes::Nodes;
+use super::ioctl::flags_ioctl;
+use super::nodes::{Nodes, ROOT_ID, SNAPSHOTS_ID};
+use super::open::{FH_WRITE, O_EXCL, O_TRUNC};
+use super::snapshot_dir::{SNAPSHOT_DIR_COOKIE, SnapshotTrees};
+use super::tree::Tree;
 use super::{Rules, convert};
 use crate::config::CachePolicy;
 use crate::fuse::abi::{Attr, Kstatfs, Statx};
@@ -13,36 +17,26 @@ use crate::fuse::{
     Context, CopyRange, Creation, DataSink, DataSource, DirSink, Entry, FileSystem, InitReply,
     InitRequest, Opened, Result, SetAttr, Usage, XattrSink,
 };
-use kfs::{
-    Filesystem, Inode, InodeFlags, NewNode, RenameMode, SeekTarget, SetMode, SpaceChange,
-    WriteOptions,
-};
+use kfs::{Filesystem, NewNode, RenameMode, SeekTarget, SetMode, SpaceChange, WriteOptions};
 use rustix::io::Errno;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-const O_ACCMODE: u32 = 0o3;
-const O_APPEND: u32 = 0o2000;
-const O_TRUNC: u32 = 0o1000;
-const O_EXCL: u32 = 0o200;
-
 const S_IFREG: u16 = 0o100_000;
 const S_IFLNK: u16 = 0o120_000;
 const S_IFMT: u32 = 0o170_000;
-
-/// What a file handle says: no state is behind it, so a restarted daemon understands it.
-const FH_APPEND: u64 = 1;
-const FH_WRITE: u64 = 2;
 
 /// Most bytes that one COPY_FILE_RANGE copies before it answers.
 const COPY_MAX: u64 = 64 << 20;
 
 /// A session of an [`Image`](super::Image).
 pub struct Session {
-    pub(super) filesystem: Arc<Filesystem>,
-    rules: Arc<Rules>,
-    nodes: Nodes,
+    pub(super) live: Arc<Tree>,
+    pub(super) rules: Arc<Rules>,
+    pub(super) nodes: Nodes,
+    /// Snapshots to look into, where that is wanted.
+    pub(super) snapshots: Option<Arc<SnapshotTrees>>,
 }
 
 /// Whether set-id bits go when somebody changes a file without saying so in the request. Root keeps
@@ -67,143 +61,16 @@ impl Session {
         filesystem: Arc<Filesystem>,
         epoch: u32,
         rules: Arc<Rules>,
+        snapshots: Option<Arc<SnapshotTrees>>,
     ) -> kfs::Result<Self> {
-        let nodes = Nodes::new(Arc::clone(&filesystem), epoch)?;
+        let live = Arc::new(Tree::live(filesystem));
+        let nodes = Nodes::new(Arc::clone(&live), epoch)?;
         Ok(Self {
-            filesystem,
+            live,
             rules,
             nodes,
+            snapshots,
         })
-    }
-
-    fn block_size(&self) -> u32 {
-        self.filesystem.volume().geometry.block_size
-    }
-
-    fn attr(&self, inode: &Inode) -> (Attr, Duration) {
-        let attr = self.filesystem.attr(inode);
-        (convert::attr(&attr, self.block_size()), self.rules.timeout)
-    }
-
-    /// The entry of an inode whose lookup counts.
-    fn entry(&self, inode: &Arc<Inode>) -> Entry {
-        let nodeid = self.nodes.remember(inode);
-        let (attr, timeout) = self.attr(inode);
-        Entry {
-            nodeid,
-            generation: u64::from(inode.generation()),
-            attr,
-            attr_timeout: timeout,
-            entry_timeout: timeout,
-        }
-    }
-
-    fn make(
-        &self,
-        ctx: &Context,
-        parent: u64,
-        name: &[u8],
-        node: NewNode<'_>,
-        creation: &Creation<'_>,
-    ) -> Result<Arc<Inode>> {
-        let directory = self.nodes.get(parent)?;
-        let node = Self::new_node(ctx, node, creation);
-        self.filesystem
-            .create(&directory, name, &node)
-            .map_err(errno(&self.filesystem))
-    }
-
-    fn new_node<'a>(ctx: &Context, node: NewNode<'a>, creation: &Creation<'a>) -> NewNode<'a> {
-        NewNode {
-            umask: creation.umask as u16 & 0o777,
-            uid: ctx.uid,
-            gid: ctx.gid,
-            label: creation.security.map(|label| (label.name, label.value)),
-            ..node
-        }
-    }
-
-    /// Opens a file that exists.
-    fn open_inode(
-        &self,
-        inode: &Arc<Inode>,
-        flags: u32,
-        request_flags: OpenRequestFlags,
-    ) -> Result<Opened> {
-        let writes = flags & O_ACCMODE != 0;
-        if writes || flags & O_TRUNC != 0 {
-            self.check_open_for_write(inode, flags)?;
-        }
-        if flags & O_TRUNC != 0 {
-            let change = kfs::SetAttr {
-                size_bytes: Some(0),
-                kill_privileges: request_flags.contains(OpenRequestFlags::KILL_SUIDGID),
-                ..kfs::SetAttr::default()
-            };
-            self.filesystem
-                .set_attr(inode, &change)
-                .map_err(errno(&self.filesystem))?;
-        }
-        let mut fh = 0;
-        if flags & O_APPEND != 0 && !self.rules.writeback {
-            fh |= FH_APPEND;
-        }
-        if writes {
-            fh |= FH_WRITE;
-        }
-        Ok(Opened {
-            fh,
-            flags: self.open_flags(),
-        })
-    }
-
-    fn check_open_for_write(&self, inode: &Inode, flags: u32) -> Result<()> {
-        if self.filesystem.volume().read_only().is_some() {
-            return Err(Errno::ROFS);
-        }
-        let has = self.filesystem.attr(inode).flags;
-        let appends = flags & O_APPEND != 0 && flags & O_TRUNC == 0;
-        if has.contains(InodeFlags::IMMUTABLE) || (has.contains(InodeFlags::APPEND) && !appends) {
-            return Err(Errno::PERM);
-        }
-        Ok(())
-    }
-
-    fn open_flags(&self) -> FopenFlags {
-        match self.rules.cache {
-            CachePolicy::Always => FopenFlags::KEEP_CACHE,
-            CachePolicy::Never | CachePolicy::Metadata => FopenFlags::DIRECT_IO,
-            CachePolicy::Auto => FopenFlags::empty(),
-        }
-    }
-
-    /// Adds an entry of a listing, with attributes and a lookup where they are asked for; false when
-    /// the sink is full.
-    fn add_listed(&self, listed: &kfs::ListedEntry<'_>, entries: &mut DirSink<'_, '_>) -> bool {
-        let ino = u64::from(listed.entry.inode.0);
-        let kind = convert::dirent_kind(listed.entry.file_type);
-        if !entries.wants_entries() {
-            return entries.add(ino, listed.cookie, kind, listed.name);
-        }
-        let mut entry = Entry::default();
-        entry.attr.ino = ino;
-        let is_dot = matches!(listed.name, b"." | b"..");
-        if !is_dot && entries.fits(listed.name) {
-            // An entry without an inode is still listed; looking it up will tell what is wrong.
-            if let Ok(inode) = self.filesystem.inode_of(&listed.entry) {
-                entry = self.entry(&inode);
-            }
-        }
-        entries.add_entry(&entry, listed.cookie, kind, listed.name)
-    }
-
-    fn write_options(ctx: &Context, kills: bool, fh: u64) -> WriteOptions {
-        WriteOptions {
-            kill_privileges: kills,
-            privileged: ctx.uid == 0,
-            append: fh & FH_APPEND != 0,
-            delayed: false,
-        }
     }
 }
 
@@ -234,11 +101,17 @@ impl FileSystem for Session {
     }
 
     fn lookup(&self, _ctx: &Context, parent: u64, name: &[u8]) -> Result<Entry> {
+        if parent == SNAPSHOTS_ID {
+            return self.lookup_snapshot(name);
+        }
         let directory = self.nodes.get(parent)?;
-        match self.filesystem.lookup(&directory, name) {
-            Ok(inode) => Ok(self.entry(&inode)),
+        match directory.fs().lookup(&directory, name) {
+            Ok(inode) => Ok(self.entry(&directory.sibling(inode))),
+            Err(kfs::Error::NotFound) if parent == ROOT_ID && self.is_snapshot_dir(name) => {
+                Ok(self.snapshots_entry())
+            }
             Err(kfs::Error::NotFound) => Ok(Entry::negative(self.rules.timeout)),
-            Err(error) => Err(errno(&self.filesystem)(error)),
+            Err(error) => Err(directory.errno()(error)),
         }
     }
 
@@ -247,7 +120,10 @@ impl FileSystem for Session {
     }
 
     fn getattr(&self, _ctx: &Context, node: u64, _fh: Option<u64>) -> Result<(Attr, Duration)> {
-        Ok(self.attr(&*self.nodes.get(node)?))
+        if node == SNAPSHOTS_ID {
+            return Ok((self.snapshots_attr(), self.rules.timeout));
+        }
+        Ok(self.attr(&self.nodes.get(node)?))
     }
 
     fn setattr(
@@ -257,12 +133,13 @@ impl FileSystem for Session {
         change: &SetAttr,
         _fh: Option<u64>,
     ) -> Result<(Attr, Duration)> {
-        let _change = self.filesystem.begin_change();
+        let _change = self.live.filesystem.begin_change();
         let inode = self.nodes.get(node)?;
         let change = convert::set_attr(change);
-        self.filesystem
+        inode
+            .fs()
             .set_attr(&inode, &change)
-            .map_err(errno(&self.filesystem))?;
+            .map_err(inode.errno())?;
         Ok(self.attr(&inode))
     }
 
@@ -274,19 +151,16 @@ impl FileSystem for Session {
         _flags: u32,
         _mask: u32,
     ) -> Result<(Statx, Duration)> {
+        if node == SNAPSHOTS_ID {
+            return Err(Errno::NOSYS);
+        }
         let inode = self.nodes.get(node)?;
-        let attr = self.filesystem.attr(&inode);
-        Ok((convert::statx(&attr, self.block_size()), self.rules.timeout))
+        Ok((inode.statx(), self.rules.timeout))
     }
 
     fn readlink(&self, _ctx: &Context, node: u64, target: &mut DataSink<'_>) -> Result<()> {
         let inode = self.nodes.get(node)?;
-        target.write(
-            &self
-                .filesystem
-                .read_link(&inode)
-                .map_err(errno(&self.filesystem))?,
-        )
+        target.write(&inode.fs().read_link(&inode).map_err(inode.errno())?)
     }
 
     fn symlink(
@@ -297,7 +171,7 @@ impl FileSystem for Session {
         target: &[u8],
         creation: &Creation<'_>,
     ) -> Result<Entry> {
-        let _change = self.filesystem.begin_change();
+        let _change = self.live.filesystem.begin_change();
         let node = NewNode {
             mode: S_IFLNK | 0o777,
             target,
@@ -315,7 +189,7 @@ impl FileSystem for Session {
         rdev: u32,
         creation: &Creation<'_>,
     ) -> Result<Entry> {
-        let _change = self.filesystem.begin_change();
+        let _change = self.live.filesystem.begin_change();
         let mode = if mode & S_IFMT == 0 {
             mode | u32::from(S_IFREG)
         } else {
@@ -342,7 +216,7 @@ impl FileSystem for Session {
         mode: u32,
         creation: &Creation<'_>,
     ) -> Result<Entry> {
-        let _change = self.filesystem.begin_change();
+        let _change = self.live.filesystem.begin_change();
         let mode = 0o040_000 | (mode as u16 & 0o7777);
         let node = NewNode {
             mode,
@@ -352,17 +226,21 @@ impl FileSystem for Session {
     }
 
     fn unlink(&self, _ctx: &Context, parent: u64, name: &[u8]) -> Result<()> {
-        let _change = self.filesystem.begin_change();
-        self.filesystem
-            .unlink(&*self.nodes.get(parent)?, name)
-            .map_err(errno(&self.filesystem))
+        let _change = self.live.filesystem.begin_change();
+        let directory = self.nodes.get(parent)?;
+        directory
+            .fs()
+            .unlink(&directory, name)
+            .map_err(directory.errno())
     }
 
     fn rmdir(&self, _ctx: &Context, parent: u64, name: &[u8]) -> Result<()> {
-        let _change = self.filesystem.begin_change();
-        self.filesystem
-            .rmdir(&*self.nodes.get(parent)?, name)
-            .map_err(errno(&self.filesystem))
+        let _change = self.live.filesystem.begin_change();
+        let directory = self.nodes.get(parent)?;
+        directory
+            .fs()
+            .rmdir(&directory, name)
+            .map_err(directory.errno())
     }
 
     fn rename(
@@ -374,7 +252,7 @@ impl FileSystem for Session {
         new_name: &[u8],
         flags: u32,
     ) -> Result<()> {
-        let _change = self.filesystem.begin_change();
+        let _change = self.live.filesystem.begin_change();
         const WHITEOUT: u32 = 4;
         let mode = match flags & !WHITEOUT {
             0 => RenameMode::Replace,
@@ -383,26 +261,26 @@ impl FileSystem for Session {
             _ => return Err(Errno::INVAL),
         };
         let (old, new) = (self.nodes.get(parent)?, self.nodes.get(new_parent)?);
+        let fs = old.common_fs(&new)?;
         let renamed = if flags & WHITEOUT == 0 {
-            self.filesystem.rename(&old, name, &new, new_name, mode)
+            fs.rename(&old, name, &new, new_name, mode)
         } else {
             let owner = NewNode {
                 uid: ctx.uid,
                 gid: ctx.gid,
                 ..NewNode::default()
             };
-            self.filesystem
-                .rename_with_whiteout(&old, name, &new, new_name, mode, &owner)
+            fs.rename_with_whiteout(&old, name, &new, new_name, mode, &owner)
         };
-        renamed.map_err(errno(&self.filesystem))
+        renamed.map_err(old.errno())
     }
 
     fn link(&self, _ctx: &Context, node: u64, new_parent: u64, new_name: &[u8]) -> Result<Entry> {
-        let _change = self.filesystem.begin_change();
+        let _change = self.live.filesystem.begin_change();
         let (inode, directory) = (self.nodes.get(node)?, self.nodes.get(new_parent)?);
-        self.filesystem
-            .link(&inode, &directory, new_name)
-            .map_err(errno(&self.filesystem))?;
+        let fs = inode.common_fs(&directory)?;
+        fs.link(&inode, &directory, new_name)
+            .map_err(inode.errno())?;
         Ok(self.entry(&inode))
     }
 
@@ -414,7 +292,7 @@ impl FileSystem for Session {
         request_flags: OpenRequestFlags,
     ) -> Result<Opened> {
         let truncates = flags & O_TRUNC != 0;
-        let _change = truncates.then(|| self.filesystem.begin_change());
+        let _change = truncates.then(|| self.live.filesystem.begin_change());
         self.open_inode(&self.nodes.get(node)?, flags, request_flags)
     }
 
@@ -428,7 +306,7 @@ impl FileSystem for Session {
         request_flags: OpenRequestFlags,
         creation: &Creation<'_>,
     ) -> Result<(Entry, Opened)> {
-        let _change = self.filesystem.begin_change();
+        let _change = self.live.filesystem.begin_change();
         let node = NewNode {
             mode: S_IFREG | (mode as u16 & 0o7777),
             ..NewNode::default()
@@ -438,12 +316,9 @@ impl FileSystem for Session {
             Err(Errno::EXIST) if flags & O_EXCL == 0 => {
                 // Another session was faster.
                 let directory = self.nodes.get(parent)?;
-                (
-                    self.filesystem
-                        .lookup(&directory, name)
-                        .map_err(errno(&self.filesystem))?,
-                    flags,
-                )
+                let found = directory.fs().lookup(&directory, name);
+                let inode = found.map_err(directory.errno())?;
+                (directory.sibling(inode), flags)
             }
             Err(error) => return Err(error),
         };
@@ -459,17 +334,15 @@ impl FileSystem for Session {
         flags: u32,
         creation: &Creation<'_>,
     ) -> Result<(Entry, Opened)> {
-        let _change = self.filesystem.begin_change();
+        let _change = self.live.filesystem.begin_change();
         let directory = self.nodes.get(parent)?;
         let node = NewNode {
             mode: S_IFREG | (mode as u16 & 0o7777),
             ..NewNode::default()
         };
         let node = Self::new_node(ctx, node, creation);
-        let inode = self
-            .filesystem
-            .create_unnamed(&directory, &node)
-            .map_err(errno(&self.filesystem))?;
+        let made = directory.fs().create_unnamed(&directory, &node);
+        let inode = directory.sibling(made.map_err(directory.errno())?);
         let entry = self.entry(&inode);
         Ok((
             entry,
@@ -488,9 +361,10 @@ impl FileSystem for Session {
     ) -> Result<()> {
         let inode = self.nodes.get(node)?;
         let len = (size as usize).min(data.remaining());
-        self.filesystem
+        inode
+            .fs()
             .read(&inode, offset, len, &mut Sink(data))
-            .map_err(errno(&self.filesystem))?;
+            .map_err(inode.errno())?;
         Ok(())
     }
 
@@ -503,7 +377,7 @@ impl FileSystem for Session {
         flags: WriteFlags,
         data: &mut DataSource<'_>,
     ) -> Result<u32> {
-        let _change = self.filesystem.begin_change();
+        let _change = self.live.filesystem.begin_change();
         let inode = self.nodes.get(node)?;
         let is_cached = flags.contains(WriteFlags::CACHE);
         let fh = if is_cached { 0 } else { fh };
@@ -513,15 +387,15 @@ impl FileSystem for Session {
             ..Self::write_options(ctx, kills, fh)
         };
         let len = data.remaining();
-        let written = self
-            .filesystem
+        let written = inode
+            .fs()
             .write(&inode, offset, len, &mut Source(data), options)
-            .map_err(errno(&self.filesystem))?;
+            .map_err(inode.errno())?;
         u32::try_from(written).map_err(|_| Errno::INVAL)
     }
 
     fn statfs(&self, _ctx: &Context, _node: u64) -> Result<Kstatfs> {
-        Ok(convert::statfs(&self.filesystem.space()))
+        Ok(convert::statfs(&self.live.filesystem.space()))
     }
 
     fn release(
@@ -535,19 +409,19 @@ impl FileSystem for Session {
         if fh & FH_WRITE != 0
             && let Ok(inode) = self.nodes.get(node)
         {
-            self.filesystem.finish_writing(&inode);
+            inode.fs().finish_writing(&inode);
         }
         Ok(())
     }
 
     fn fsync(&self, _ctx: &Context, node: u64, _fh: u64, data_only: bool) -> Result<()> {
-        self.filesystem
-            .fsync(&*self.nodes.get(node)?, data_only)
-            .map_err(errno(&self.filesystem))
+        let inode = self.nodes.get(node)?;
+        inode.fs().fsync(&inode, data_only).map_err(inode.errno())
     }
 
     fn syncfs(&self, _ctx: &Context) -> Result<()> {
-        self.filesystem.sync().map_err(errno(&self.filesystem))
+        let fs = &self.live.filesystem;
+        fs.sync().map_err(errno(fs))
     }
 
     fn setxattr(
@@ -559,7 +433,7 @@ impl FileSystem for Session {
         flags: u32,
         request_flags: SetxattrFlags,
     ) -> Result<()> {
-        let _change = self.filesystem.begin_change();
+        let _change = self.live.filesystem.begin_change();
         let mode = match flags {
             0 => SetMode::Any,
             1 => SetMode::Create,
@@ -569,9 +443,10 @@ impl FileSystem for Session {
         };
         let kills = request_flags.contains(SetxattrFlags::ACL_KILL_SGID);
         let inode = self.nodes.get(node)?;
-        self.filesystem
+        inode
+            .fs()
             .set_xattr(&inode, name, value, mode, kills)
-            .map_err(errno(&self.filesystem))
+            .map_err(inode.errno())
     }
 
     fn getxattr(
@@ -581,22 +456,19 @@ impl FileSystem for Session {
         name: &[u8],
         value: &mut XattrSink<'_, '_>,
     ) -> Result<()> {
+        if node == SNAPSHOTS_ID {
+            return Err(Errno::NODATA);
+        }
         let inode = self.nodes.get(node)?;
-        value.put(
-            &self
-                .filesystem
-                .get_xattr(&inode, name)
-                .map_err(errno(&self.filesystem))?,
-        )
+        value.put(&inode.fs().get_xattr(&inode, name).map_err(inode.errno())?)
     }
 
     fn listxattr(&self, ctx: &Context, node: u64, names: &mut XattrSink<'_, '_>) -> Result<()> {
+        if node == SNAPSHOTS_ID {
+            return Ok(());
+        }
         let inode = self.nodes.get(node)?;
-        for name in self
-            .filesystem
-            .list_xattrs(&inode)
-            .map_err(errno(&self.filesystem))?
-        {
+        for name in inode.fs().list_xattrs(&inode).map_err(inode.errno())? {
             if ctx.uid == 0 || !name.is_trusted() {
                 names.put_name(&name.full())?;
             }
@@ -605,14 +477,13 @@ impl FileSystem for Session {
     }
 
     fn removexattr(&self, _ctx: &Context, node: u64, name: &[u8]) -> Result<()> {
-        let _change = self.filesystem.begin_change();
-        self.filesystem
-            .remove_xattr(&self.nodes.get(node)?, name)
-            .map_err(errno(&self.filesystem))
+        let _change = self.live.filesystem.begin_change();
+        let inode = self.nodes.get(node)?;
+        inode.fs().remove_xattr(&inode, name).map_err(inode.errno())
     }
 
     fn opendir(&self, _ctx: &Context, node: u64, _flags: u32) -> Result<Opened> {
-        if !self.nodes.get(node)?.is_directory() {
+        if node != SNAPSHOTS_ID && !self.nodes.get(node)?.is_directory() {
             return Err(Errno::NOTDIR);
         }
         let flags = match self.rules.cache {
@@ -632,17 +503,31 @@ impl FileSystem for Session {
         offset: u64,
         entries: &mut DirSink<'_, '_>,
     ) -> Result<()> {
+        if node == SNAPSHOTS_ID {
+            self.list_snapshots(offset, entries);
+            return Ok(());
+        }
         let directory = self.nodes.get(node)?;
+        if offset == SNAPSHOT_DIR_COOKIE {
+            return Ok(());
+        }
+        let mut is_whole = true;
         let mut add = |listed: &kfs::ListedEntry<'_>| {
-            if self.add_listed(listed, entries) {
+            if self.add_listed(&directory, listed, entries) {
                 ControlFlow::Continue(())
             } else {
+                is_whole = false;
                 ControlFlow::Break(())
             }
         };
-        self.filesystem
+        directory
+            .fs()
             .list(&directory, offset, &mut add)
-            .map_err(errno(&self.filesystem))
+            .map_err(directory.errno())?;
+        if is_whole && node == ROOT_ID {
+            self.list_snapshot_dir(entries);
+        }
+        Ok(())
     }
 
     fn releasedir(&self, _ctx: &Context, _node: u64, _fh: u64) -> Result<()> {
@@ -662,7 +547,7 @@ impl FileSystem for Session {
         len: u64,
         mode: u32,
     ) -> Result<()> {
-        let _change = self.filesystem.begin_change();
+        let _change = self.live.filesystem.begin_change();
         const KEEP_SIZE: u32 = 0x01;
         const PUNCH_HOLE: u32 = 0x02;
         const ZERO_RANGE: u32 = 0x10;
@@ -675,9 +560,10 @@ impl FileSystem for Session {
         };
         let inode = self.nodes.get(node)?;
         let options = Self::write_options(ctx, loses_privileges(ctx), 0);
-        self.filesystem
+        inode
+            .fs()
             .change_space(&inode, offset, len, change, options)
-            .map_err(errno(&self.filesystem))
+            .map_err(inode.errno())
     }
 
     fn lseek(&self, _ctx: &Context, node: u64, _fh: u64, offset: u64, whence: u32) -> Result<u64> {
@@ -688,29 +574,31 @@ impl FileSystem for Session {
             SEEK_HOLE => SeekTarget::Hole,
             _ => return Err(Errno::INVAL),
         };
-        self.filesystem
-            .seek(&self.nodes.get(node)?, offset, target)
-            .map_err(errno(&self.filesystem))
+        let inode = self.nodes.get(node)?;
+        inode
+            .fs()
+            .seek(&inode, offset, target)
+            .map_err(inode.errno())
     }
 
     fn copy_file_range(&self, ctx: &Context, range: &CopyRange) -> Result<u32> {
-        let _change = self.filesystem.begin_change();
+        let _change = self.live.filesystem.begin_change();
         if range.flags != 0 {
             return Err(Errno::INVAL);
         }
         let (source, _, source_offset) = range.source;
         let (target, _, target_offset) = range.target;
         let (source, target) = (self.nodes.get(source)?, self.nodes.get(target)?);
+        let fs = source.common_fs(&target)?;
         let options = Self::write_options(ctx, loses_privileges(ctx), 0);
-        let copied = self
-            .filesystem
+        let copied = fs
             .copy_range(
                 (&source, source_offset),
                 (&target, target_offset),
                 range.len.min(COPY_MAX),
                 options,
             )
-            .map_err(errno(&self.filesystem))?;
+            .map_err(source.errno())?;
         u32::try_from(copied).map_err(|_| Errno::INVAL)
     }
 
@@ -724,8 +612,8 @@ impl FileSystem for Session {
         input: &[u8],
         output: &mut DataSink<'_>,
     ) -> Result<i32> {
-        let _change = self.filesystem.begin_change();
-        self.flags_ioctl(&*self.nodes.get(node)?, command, input, output)
+        let _change = self.live.filesystem.begin_change();
+        flags_ioctl(&self.nodes.get(node)?, command, input, output)
     }
 }
 

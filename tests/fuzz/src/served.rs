@@ -29,6 +29,7 @@ pub(crate) fn image(how: u8) -> (Image, Arc<Session>) {
         timeout: None,
         errors: ErrorsPolicy::Continue,
         snapshot: None,
+        snapshot_dir: kfsd::config::SnapshotDir::Visible,
         drop_capabilities: false,
     };
     let device = Box::new(base.clean.snapshot());
