@@ -41,7 +41,7 @@ sums() { (cd "$mnt" && sha256sum tree/* sparse ballast); }
 # figure JSON FIELD...: a number of an answer.
 figure() { python3 -c 'import json, sys
 value = json.loads(sys.argv[1])
-for field in sys.argv[2:]: value = value[field]
+for field in sys.argv[2:]: value = value[int(field) if isinstance(value, list) else field]
 print(value)' "$@"; }
 # runs_of FILE: how many runs debugfs sees in a file of the image.
 runs_of() {
