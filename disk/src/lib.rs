@@ -20,6 +20,7 @@ mod memory;
 mod open_error;
 mod range;
 mod read_only;
+mod reflink;
 mod stats;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -30,4 +31,5 @@ pub use memory::MemoryDevice;
 pub use open_error::{Holder, OpenError};
 pub use range::RangeDevice;
 pub use read_only::ReadOnlyDevice;
+pub use reflink::reflink;
 pub use stats::{DeviceStats, StatsDevice};

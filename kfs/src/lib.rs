@@ -41,6 +41,6 @@ pub use snapshot::{SnapshotRecord, SnapshotUsage};
 pub use time::{Clock, FixedClock, SystemClock, Timestamp};
 pub use tools::{
     Candidate, Change, ChangeKind, Defrag, DefragOptions, DefragProgress, ExportError, FileLayout,
-    MapCell, MappedExtent, Restored, Skipped, Survey, TreeCursor, VolumeMap, resolve,
+    FileVersion, MapCell, MappedExtent, Restored, Skipped, Survey, TreeCursor, VolumeMap, resolve,
 };
 pub use xattr::{SetMode, XattrName};

@@ -52,6 +52,14 @@ pub(crate) enum Command {
     /// Take, list, compare and delete snapshots
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
+    /// Show the versions of a file that snapshots and the volume have
+    Log {
+        /// Path in the volume, from its root
+        file: String,
+        /// Print a JSON array
+        #[arg(long)]
+        json: bool,
+    },
     /// Bring a file or directory of a snapshot back, or set the whole volume back to it
     ///
     /// Of a file only what differs is copied. Files in a directory that the snapshot does not have
@@ -191,6 +199,20 @@ pub(crate) enum SnapshotCommand {
     },
     /// Write a snapshot to a new image: an ordinary ext4 volume, sparse
     Export {
+        /// Name of the snapshot
+        name: String,
+        /// The new file
+        #[arg(value_name = "NEW_IMAGE")]
+        new_image: PathBuf,
+        /// Print the result as one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a new image of a snapshot that shares its blocks with this one, in no time
+    ///
+    /// Where the file system of the host cannot share blocks (xfs and btrfs can) it is a copy, as
+    /// of `export`.
+    Clone {
         /// Name of the snapshot
         name: String,
         /// The new file

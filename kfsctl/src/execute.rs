@@ -2,8 +2,8 @@
 
 use crate::execute_layout as layout;
 use crate::protocol::{ErrorCode, Request, RequestError};
-use crate::snapshot::{DiffEntry, RestoreInfo, SnapshotInfo};
-use kfs::{ChangeKind, Error, Filesystem, SnapshotRecord, SnapshotUsage};
+use crate::snapshot::{DiffEntry, RestoreInfo, SnapshotInfo, VersionInfo};
+use kfs::{ChangeKind, Error, ExportError, FileVersion, Filesystem, SnapshotRecord, SnapshotUsage};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
@@ -22,6 +22,8 @@ pub fn execute(fs: &Arc<Filesystem>, request: &Request) -> Result<Value, Request
         Request::SnapshotDelete { names } => delete(fs, names),
         Request::SnapshotDiff { from, to } => diff(fs, from, to.as_deref()),
         Request::SnapshotExport { name, path } => export(fs, name, path),
+        Request::SnapshotClone { name, path } => clone(fs, name, path),
+        Request::FileLog { path } => log(fs, path),
         Request::Restore {
             snapshot,
             path: Some(path),
@@ -189,6 +191,50 @@ fn export(fs: &Arc<Filesystem>, name: &str, path: &Path) -> Result<Value, Reques
         RequestError::new(ErrorCode::Failed, text, "")
     })?;
     Ok(json!({ "bytes": bytes }))
+}
+
+/// A clone that shares blocks, or a copy where the host cannot do that.
+fn clone(fs: &Arc<Filesystem>, name: &str, path: &Path) -> Result<Value, RequestError> {
+    match fs.clone_snapshot(name, path) {
+        Ok(true) => Ok(json!({ "shared": true, "bytes": 0 })),
+        Ok(false) => {
+            let copied = export(fs, name, path)?;
+            Ok(json!({ "shared": false, "bytes": copied["bytes"] }))
+        }
+        Err(ExportError::Volume(Error::NotFound)) => Err(unknown(name)),
+        Err(error) => {
+            let text = format!("{}: {}", path.display(), chain(&error));
+            Err(RequestError::new(ErrorCode::Failed, text, ""))
+        }
+    }
+}
+
+fn log(fs: &Arc<Filesystem>, path: &str) -> Result<Value, RequestError> {
+    let versions = fs.versions(path.as_bytes()).map_err(|error| match error {
+        Error::NotFound => RequestError::new(
+            ErrorCode::InvalidArgument,
+            format!("no snapshot has {path}, nor has the volume"),
+            "a path begins at the root of the volume",
+        ),
+        error => failed(error),
+    })?;
+    let info = |version: FileVersion| {
+        let attr = version.attr.as_ref();
+        let modified = attr.map(|attr| {
+            let time = i32::try_from(attr.mtime.nanoseconds).unwrap_or(0);
+            jiff::Timestamp::new(attr.mtime.seconds, time).unwrap_or_default()
+        });
+        VersionInfo {
+            snapshots: version.snapshots,
+            current: version.is_current,
+            exists: attr.is_some(),
+            size_bytes: attr.map_or(0, |attr| attr.size_bytes),
+            modified: modified.map_or_else(String::new, |time| time.to_string()),
+            inode: attr.map_or(0, |attr| attr.inode.0),
+        }
+    };
+    let versions: Vec<VersionInfo> = versions.into_iter().map(info).collect();
+    Ok(json!(versions))
 }
 
 fn restore(

@@ -71,6 +71,19 @@ pub enum Request {
         /// The new file, for the daemon's eyes: an absolute path.
         path: PathBuf,
     },
+    /// Makes a new image of a snapshot that shares its blocks with the volume's image where the host can do
+    /// that, and else is a copy.
+    SnapshotClone {
+        /// Its name.
+        name: String,
+        /// The new file, for the daemon's eyes: an absolute path.
+        path: PathBuf,
+    },
+    /// The versions of a file; answered with [`VersionInfo`](crate::snapshot::VersionInfo), oldest first.
+    FileLog {
+        /// Path in the volume.
+        path: String,
+    },
     /// Brings a file or directory of a snapshot back, or sets the whole volume back.
     Restore {
         /// Name of the snapshot.
@@ -156,6 +169,8 @@ impl Request {
         "snapshot-delete",
         "snapshot-diff",
         "snapshot-export",
+        "snapshot-clone",
+        "file-log",
         "restore",
         "defrag-survey",
         "defrag",

@@ -37,6 +37,24 @@ pub struct DiffEntry {
     pub from: Option<String>,
 }
 
+/// A state of a file that successive snapshots have in common.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VersionInfo {
+    /// Names of the snapshots, oldest first.
+    pub snapshots: Vec<String>,
+    /// The volume has it still.
+    pub current: bool,
+    /// There is something at the path; else the rest means nothing.
+    pub exists: bool,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Last change of the content, as in RFC 3339.
+    pub modified: String,
+    /// Inode number.
+    pub inode: u32,
+}
+
 /// What a restore did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

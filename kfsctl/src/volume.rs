@@ -5,7 +5,7 @@ use crate::target::Executor;
 use anyhow::Context;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use kfsctl::Request;
-use kfsctl::snapshot::{DiffEntry, RestoreInfo, SnapshotInfo};
+use kfsctl::snapshot::{DiffEntry, RestoreInfo, SnapshotInfo, VersionInfo};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -28,12 +28,14 @@ pub(crate) fn run(target: &Target, command: &Command) -> anyhow::Result<()> {
 fn only_reads(command: &Command) -> bool {
     matches!(
         command,
-        Command::Snapshot(
-            SnapshotCommand::List { .. }
-                | SnapshotCommand::Show { .. }
-                | SnapshotCommand::Diff { .. }
-                | SnapshotCommand::Export { .. }
-        )
+        Command::Log { .. }
+            | Command::Snapshot(
+                SnapshotCommand::List { .. }
+                    | SnapshotCommand::Show { .. }
+                    | SnapshotCommand::Diff { .. }
+                    | SnapshotCommand::Export { .. }
+                    | SnapshotCommand::Clone { .. }
+            )
     )
 }
 
@@ -89,6 +91,11 @@ fn carry_out(executor: &mut Executor, command: &Command) -> anyhow::Result<Strin
                 )
             })
         }
+        Command::Log { file, json } => {
+            let path = file.clone();
+            let value = executor.request(&Request::FileLog { path })?;
+            show(&value, *json, |found: Vec<VersionInfo>| versions(&found))
+        }
         Command::Trim { json } => {
             let value = executor.request(&Request::Trim {})?;
             show(&value, *json, |bytes: Bytes| {
@@ -105,6 +112,12 @@ fn carry_out(executor: &mut Executor, command: &Command) -> anyhow::Result<Strin
 
 #[derive(serde::Deserialize)]
 struct Bytes {
+    bytes: u64,
+}
+
+#[derive(serde::Deserialize)]
+struct Cloned {
+    shared: bool,
     bytes: u64,
 }
 
@@ -181,7 +194,67 @@ fn snapshot(executor: &mut Executor, command: &SnapshotCommand) -> anyhow::Resul
             })?;
             show(&value, *json, |bytes: Bytes| exported(image, bytes.bytes))
         }
+        SnapshotCommand::Clone {
+            name,
+            new_image: image,
+            json,
+        } => {
+            let path = std::path::absolute(image).context("the new image")?;
+            let value = executor.request(&Request::SnapshotClone {
+                name: name.clone(),
+                path,
+            })?;
+            show(&value, *json, |cloned: Cloned| {
+                if cloned.shared {
+                    format!("{}: shares its blocks with the volume\n", image.display())
+                } else {
+                    exported(image, cloned.bytes)
+                }
+            })
+        }
     }
+}
+
+/// The versions of a file, a line each.
+fn versions(versions: &[VersionInfo]) -> String {
+    let mut text = format!(
+        "{:<20}  {:>12}  {:>10}  FOUND IN\n",
+        "MODIFIED", "SIZE", "INODE"
+    );
+    for version in versions {
+        let first = version.snapshots.first().into_iter();
+        let last = version
+            .snapshots
+            .last()
+            .filter(|_| version.snapshots.len() > 1);
+        let names: Vec<&str> = first.chain(last).map(String::as_str).collect();
+        let mut places = vec![names.join(" .. ")];
+        if version.snapshots.len() > 2 {
+            places[0] += &format!(" ({} snapshots)", version.snapshots.len());
+        }
+        if version.current {
+            places.push("the volume".into());
+        }
+        places.retain(|place| !place.is_empty());
+        let places = places.join(", ");
+        let _ = if version.exists {
+            let seconds = version.modified.split('.').next().unwrap_or("");
+            let seconds = seconds.trim_end_matches('Z');
+            let size = HumanBytes(version.size_bytes).to_string();
+            writeln!(
+                text,
+                "{seconds}Z  {size:>12}  {:>10}  {places}",
+                version.inode
+            )
+        } else {
+            writeln!(
+                text,
+                "{:<20}  {:>12}  {:>10}  {places}",
+                "not there", "", ""
+            )
+        };
+    }
+    text
 }
 
 fn all(executor: &mut Executor) -> anyhow::Result<Vec<SnapshotInfo>> {

@@ -14,7 +14,7 @@ readonly RUST_WANTED=1.95
 declare -A GROUP=(
     [build]="gcc libc6-dev make ca-certificates"
     [guest]="qemu-system-x86 busybox-static e2fsprogs mount cpio xz-utils attr debootstrap debian-archive-keyring"
-    [test]="e2fsprogs mount attr acl fuse3 rsync git gcc g++ make tar sqlite3 fio libcap2-bin dbench stress-ng"
+    [test]="e2fsprogs xfsprogs mount attr acl fuse3 rsync git gcc g++ make tar sqlite3 fio libcap2-bin dbench stress-ng"
 )
 
 die() {

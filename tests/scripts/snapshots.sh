@@ -12,7 +12,7 @@ mkdir "$mnt" "$other"
 cleanup() {
     touch "$work/stop"
     [ -z "${writer:-}" ] || wait "$writer" || true
-    for place in "$mnt" "$other"; do
+    for place in "$mnt" "$work/third" "$other"; do
         ! mountpoint -q "$place" || umount "$place"
     done
     [ -z "${kfsd_pid:-}" ] || kill "$kfsd_pid" 2>/dev/null || true
@@ -141,6 +141,45 @@ sums "$mnt" | diff - "$work/last" || die "the served snapshot has other content"
 ! touch "$mnt/new" 2>/dev/null || die "a snapshot can be changed"
 stop
 ok "a snapshot is served"
+
+serve
+ctl log /docs/a >"$work/versions"
+[ "$(wc -l <"$work/versions")" = 3 ] && grep -q ' busy-4 .. busy-5$' "$work/versions" && grep -q ' last, the volume$' "$work/versions" ||
+    { cat "$work/versions"; die "log does not show the versions of a file"; }
+ctl log /source --json | grep -q '"current":true,"exists":false' || die "log does not show that a directory is gone"
+! ctl log /docs/nothing 2>/dev/null || die "log shows what never was"
+ok "the versions of a file are shown"
+
+# Between two images on a file system that shares blocks, and onto another one, that does not.
+truncate -s 2G "$work/xfs.img"
+mkfs.xfs -q -m reflink=1 "$work/xfs.img"
+mount -o loop "$work/xfs.img" "$other"
+stop
+cp --sparse=always "$image" "$other/disk.img"
+mv "$image" "$work/elsewhere.img"
+ln -s "$other/disk.img" "$image"
+serve
+before=$(df --output=used -B1 "$other" | tail -1)
+ctl snapshot clone last "$other/clone.img" >"$work/cloned"
+grep -q 'shares its blocks' "$work/cloned" || { cat "$work/cloned"; die "the clone does not share blocks"; }
+after=$(df --output=used -B1 "$other" | tail -1)
+[ $((after - before)) -lt $((8 << 20)) ] || die "the clone takes $((after - before)) bytes"
+ctl snapshot clone last "$work/foreign.img" | grep -q 'copied' || die "a clone on another file system is no copy"
+! ctl snapshot clone last "$other/clone.img" 2>/dev/null || die "a clone overwrites a file"
+! ctl snapshot clone nobody "$other/none.img" 2>/dev/null && [ ! -e "$other/none.img" ] || die "a clone of nothing"
+stop
+mkdir "$work/third"
+for cloned in "$other/clone.img" "$work/foreign.img"; do
+    e2fsck -fn "$cloned" >"$work/e2fsck" 2>&1 || { cat "$work/e2fsck"; die "$cloned is not clean"; }
+    mount -o loop "$cloned" "$work/third"
+    sums "$work/third" | diff - "$work/last" || die "$cloned has other content"
+    [ ! -e "$work/third/.kfs" ] || die "the clone has a store"
+    umount "$work/third"
+done
+rm "$image" "$work/foreign.img"
+mv "$work/elsewhere.img" "$image"
+umount "$other"
+ok "a clone shares blocks where the host can do that"
 
 serve --snapshot-dir
 [ -z "$(find "$mnt" -maxdepth 1 -name .snapshots)" ] || die "listings show .snapshots, which nobody asked for"

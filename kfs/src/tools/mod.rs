@@ -2,15 +2,18 @@
 //!
 //! - `compare.rs`: what differs between two trees
 //! - `restore.rs`: a file or directory of a snapshot, back in the volume
-//! - `export.rs`: a snapshot as an image of its own
+//! - `history.rs`: the versions of a file
+//! - `export.rs`, `clone.rs`: a snapshot as an image of its own, with blocks of its own or shared ones
 //! - `defrag/`: files moved to better places while they are used
 //! - `fragmap.rs`: what is where
 //! - `trim.rs`: holes in the image where blocks are free
 
+mod clone;
 mod compare;
 mod defrag;
 mod export;
 mod fragmap;
+mod history;
 mod restore;
 mod trim;
 
@@ -20,6 +23,7 @@ pub use defrag::{
 };
 pub use export::ExportError;
 pub use fragmap::{MapCell, MappedExtent, VolumeMap};
+pub use history::FileVersion;
 pub use restore::Restored;
 
 use crate::corrupt::Corrupt;
