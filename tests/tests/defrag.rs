@@ -16,6 +16,8 @@ use kfs_tests::power_cut::{Picture, formatted, open};
 use kfs_tests::tree::picture;
 use kfs_tests::workload::Workload;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
@@ -232,6 +234,34 @@ fn some_files_cannot_be_moved() {
     fs.create_snapshot("s", "").expect("there is room");
     let store = fs.survey(b"/.kfs/snapshots", false, kfs_tests::defrag::never());
     assert!(matches!(store, Err(Error::NotFound)));
+}
+
+/// While the volume is frozen a defragmentation waits, and who reads the file does not.
+#[test]
+fn a_frozen_volume_is_read_and_not_moved() {
+    let device = Arc::new(formatted(64 << 20, &plain()));
+    let fs = open(Arc::clone(&device) as Arc<dyn BlockDevice>).expect("opens");
+    make_fragmented(&fs, &["a", "b"], 300).expect("there is room");
+    let shown = picture(&fs).expect("walks");
+    fs.freeze(Duration::from_secs(60)).expect("freezes");
+    let is_done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let moving = scope.spawn(|| {
+            let done = defrag_all(&fs, false).expect("moves");
+            is_done.store(true, Ordering::Release);
+            done
+        });
+        for _ in 0..20 {
+            assert!(picture(&fs).expect("walks") == shown);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(!is_done.load(Ordering::Acquire), "it was moved");
+        assert!(fs.thaw(), "the freeze has ended");
+        let done = moving.join().expect("does not panic");
+        assert_eq!(done.moved_bytes, 600 << 12);
+    });
+    assert!(picture(&fs).expect("walks") == shown);
+    close_and_judge(fs, &device, "after the freeze");
 }
 
 /// Random operations, snapshots and defragmentations.

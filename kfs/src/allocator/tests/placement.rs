@@ -1,7 +1,7 @@
 //! Goal: streams get long, aligned runs; directories are spread and files stay near their parents.
 
 use super::volume::{TestVolume, make_image};
-use crate::allocator::{ALLOCATE_CREDITS, ALLOCATE_INODE_CREDITS};
+use crate::allocator::{ALLOCATE_CREDITS, ALLOCATE_INODE_CREDITS, ContiguousRequest};
 use crate::ids::{BlockNr, GroupNr, InodeNr, Run};
 
 fn volume() -> TestVolume {
@@ -63,6 +63,49 @@ fn a_stream_goes_on_where_it_stopped() {
         volume.allocator.allocate(&mut handle, &mut reservation, 64);
         at += 64;
     }
+}
+
+#[test]
+fn whole_runs_or_none() {
+    let volume = volume();
+    let blocks = volume.allocator.free_blocks();
+    let goal = volume.geometry.group_first_block(GroupNr(2)).plus(700);
+    let ask = |len, align, only_at_goal| {
+        let request = ContiguousRequest {
+            goal,
+            len,
+            align,
+            only_at_goal,
+        };
+        volume.allocator.reserve_contiguous(request)
+    };
+    // At the goal where it is free; alignment goes first.
+    let first = ask(1000, (1, 0), false).unwrap().unwrap();
+    assert_eq!((first.run().start, first.len()), (goal, 1000));
+    assert!(ask(1, (1, 0), true).unwrap().is_none(), "it is taken");
+    for (align, wanted) in [((512, 0), 0), ((512, 5), 5), ((512, 511), 511)] {
+        let found = ask(2000, align, false).unwrap().unwrap();
+        assert_eq!((found.run().start.0 % 512, found.len()), (wanted, 2000));
+    }
+    assert!(
+        ask(1000, (512, 1), true).unwrap().is_none(),
+        "the goal is not so aligned"
+    );
+    // Nothing is as long as this, and nothing is lost by asking.
+    assert!(ask(8193, (1, 0), false).unwrap().is_none());
+    assert!(ask(0, (1, 0), false).is_err());
+    drop(first);
+    assert_eq!(volume.allocator.free_blocks(), blocks);
+    // Until no such run is left; then all is given back.
+    let mut held = Vec::new();
+    while let Some(found) = ask(3000, (512, 0), false).unwrap() {
+        held.push(found);
+    }
+    assert!(held.len() > 20, "{} runs", held.len());
+    assert!(ask(3000, (512, 0), false).unwrap().is_none());
+    drop(held);
+    assert_eq!(volume.allocator.free_blocks(), blocks);
+    assert!(ask(3000, (512, 0), false).unwrap().is_some());
 }
 
 #[test]

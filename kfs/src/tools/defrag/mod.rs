@@ -281,6 +281,8 @@ impl FileWork<'_, '_> {
             let began = Instant::now();
             let moves_kept = self.defrag.options.moves_kept;
             let file = self.defrag.fs.file(self.inode);
+            // While the volume is frozen a step waits here, not where readers of the file would, too.
+            let _change = self.defrag.fs.begin_change();
             match file.relocate(&step, &mut reservation, moves_kept) {
                 Ok(Relocated::Done) => {}
                 Ok(Relocated::Changed | Relocated::Kept) => {
