@@ -49,6 +49,21 @@ pub trait BlockDevice: Send + Sync {
     /// Size in bytes.
     fn size_bytes(&self) -> u64;
 
+    /// Makes the device at least `size` bytes long, new ones being zeros, or finds out that it is that long by
+    /// now. 0 only looks.
+    ///
+    /// # Errors
+    /// When it cannot be; most devices cannot.
+    fn grow(&self, size: u64) -> io::Result<()> {
+        if size <= self.size_bytes() {
+            return Ok(());
+        }
+        Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "the device has a fixed size",
+        ))
+    }
+
     /// Smallest unit that a write changes as a whole, in bytes.
     fn sector_size(&self) -> u32 {
         512
@@ -91,6 +106,9 @@ macro_rules! forward {
         }
         fn size_bytes(&self) -> u64 {
             (**self).size_bytes()
+        }
+        fn grow(&self, size: u64) -> io::Result<()> {
+            (**self).grow(size)
         }
         fn sector_size(&self) -> u32 {
             (**self).sector_size()

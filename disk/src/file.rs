@@ -9,7 +9,7 @@ use std::io::{self, IoSlice, IoSliceMut, Seek, SeekFrom};
 use std::ops::Deref;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -43,7 +43,7 @@ enum Access {
 pub struct FileDevice {
     file: File,
     path: PathBuf,
-    size: u64,
+    size: AtomicU64,
     sector_size: u32,
     read_only: bool,
     is_block_device: bool,
@@ -157,7 +157,7 @@ impl FileDevice {
         Ok(FileDevice {
             file,
             path: path.to_owned(),
-            size,
+            size: AtomicU64::new(size),
             sector_size,
             read_only: access == Access::ReadOnly,
             is_block_device,
@@ -188,7 +188,7 @@ impl FileDevice {
             ));
         }
         self.file.set_len(size)?;
-        self.size = size;
+        *self.size.get_mut() = size;
         Ok(())
     }
 
@@ -196,7 +196,7 @@ impl FileDevice {
         if self.read_only {
             return Err(read_only_error());
         }
-        check_bounds(offset, len, self.size)
+        check_bounds(offset, len, self.size_bytes())
     }
 
     /// Lets the host make zeros of a range; false when it cannot.
@@ -255,7 +255,7 @@ impl FileDevice {
 
 impl BlockDevice for FileDevice {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        check_bounds(offset, buf.len() as u64, self.size)?;
+        check_bounds(offset, buf.len() as u64, self.size_bytes())?;
         self.file
             .read_exact_at(buf, offset)
             .map_err(explain_short_read)
@@ -267,7 +267,7 @@ impl BlockDevice for FileDevice {
     }
 
     fn read_vectored_at(&self, mut offset: u64, bufs: &mut [IoSliceMut<'_>]) -> io::Result<()> {
-        check_bounds(offset, total_len(bufs), self.size)?;
+        check_bounds(offset, total_len(bufs), self.size_bytes())?;
         let mut next = 0;
         while next < bufs.len() {
             let end = bufs.len().min(next + MAX_SLICES);
@@ -344,7 +344,28 @@ impl BlockDevice for FileDevice {
     }
 
     fn size_bytes(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Relaxed)
+    }
+
+    fn grow(&self, size: u64) -> io::Result<()> {
+        if self.read_only {
+            return Err(read_only_error());
+        }
+        let found = match self.is_block_device {
+            true => (&self.file).seek(SeekFrom::End(0))?,
+            false => self.file.metadata()?.len(),
+        };
+        if found < size && self.is_block_device {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("the block device has {found} bytes"),
+            ));
+        }
+        if found < size {
+            self.file.set_len(size)?;
+        }
+        self.size.fetch_max(found.max(size), Ordering::Relaxed);
+        Ok(())
     }
 
     fn sector_size(&self) -> u32 {

@@ -141,6 +141,10 @@ impl<D: BlockDevice> BlockDevice for StatsDevice<D> {
         self.inner.size_bytes()
     }
 
+    fn grow(&self, size: u64) -> io::Result<()> {
+        self.inner.grow(size)
+    }
+
     fn sector_size(&self) -> u32 {
         self.inner.sector_size()
     }

@@ -90,6 +90,17 @@ pub enum Error {
     /// The journal has to be replayed, and the device takes no writes.
     #[error("the image was not closed and its journal must be replayed: open it writable once")]
     NeedsRecovery,
+    /// The volume cannot have the size that is wanted.
+    #[error("the volume cannot be resized: {why}")]
+    Resize {
+        /// Why.
+        why: &'static str,
+    },
+    /// The volume had another size when the snapshot was taken.
+    #[error(
+        "the volume had another size when the snapshot was taken: restore files of it, or export it"
+    )]
+    OtherSize,
     /// What is on disk contradicts the format.
     #[error(transparent)]
     Corrupt(#[from] Corrupt),

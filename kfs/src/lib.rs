@@ -31,7 +31,8 @@ pub use file::{
     DataSink, DataSource, SeekTarget, SliceSink, SliceSource, SpaceChange, WriteOptions,
 };
 pub use fs::{
-    ErrorsPolicy, Filesystem, MountOptions, RecoveryStatus, SpaceStatus, Status, read_superblock,
+    ErrorsPolicy, Filesystem, GrowthProgress, MountOptions, RecoveryStatus, SpaceStatus, Status,
+    read_superblock,
 };
 pub use ids::{BlockNr, GroupNr, InodeNr, LogicalBlock, Run, Tid};
 pub use inode::{Attr, Inode, SetAttr, TimeChange};

@@ -201,7 +201,31 @@ impl Volume {
         credits: u32,
         change: impl FnOnce(&mut Handle<'_>) -> Result<R>,
     ) -> Result<R> {
-        let mut handle = self.start(credits)?;
+        self.transact_with(self.start(credits)?, change)
+    }
+
+    /// As [`Volume::transact`], with up to [`Journal::large_credits_max`] credits.
+    ///
+    /// # Errors
+    /// What `start` or `change` report.
+    pub fn transact_large<R>(
+        &self,
+        credits: u32,
+        change: impl FnOnce(&mut Handle<'_>) -> Result<R>,
+    ) -> Result<R> {
+        loop {
+            match self.journal.start_large(credits) {
+                Err(Error::SnapshotStoreFull) => self.grow_store(credits)?,
+                handle => return self.transact_with(handle?, change),
+            }
+        }
+    }
+
+    fn transact_with<R>(
+        &self,
+        mut handle: Handle<'_>,
+        change: impl FnOnce(&mut Handle<'_>) -> Result<R>,
+    ) -> Result<R> {
         let result = change(&mut handle);
         if let Err(error) = &result
             && handle.is_modified()

@@ -99,6 +99,18 @@ pub(crate) enum Command {
     Sync,
     /// Let a kfsd forget metadata that it can read again
     DropCaches,
+    /// Make a volume larger, in use or not
+    ///
+    /// An image file is made longer; a block device has to be that long already. Interrupted, the volume
+    /// has some size in between, and the same command goes on.
+    Resize {
+        /// The new size: a number with K, M, G or T; with + what is added; or max for all of the device
+        #[arg(value_name = "[+]SIZE|max")]
+        size: crate::resize::Size,
+        /// Print the sizes as one JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Make a volume that a kfsd serves stand still, so that its image can be copied
     ///
     /// All changes are in the image, which is that of a closed volume; new ones wait for `thaw`, or

@@ -51,6 +51,11 @@ pub fn execute(fs: &Arc<Filesystem>, request: &Request) -> Result<Value, Request
         }
         Request::Freeze { timeout_seconds } => crate::freeze::freeze(fs, *timeout_seconds),
         Request::Thaw {} => crate::freeze::thaw(fs),
+        Request::Resize {
+            size_bytes,
+            is_added,
+            cursor,
+        } => crate::growth::grow(fs, *size_bytes, *is_added, *cursor),
         Request::Check { snapshot } => crate::report::check_snapshot(fs, snapshot),
         Request::Status {} | Request::SetLogLevel { .. } | Request::Restore { path: None, .. } => {
             Err(RequestError::new(

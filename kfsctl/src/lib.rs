@@ -14,6 +14,8 @@ mod execute_layout;
 pub mod fragmap;
 #[cfg(feature = "volume")]
 mod freeze;
+#[cfg(feature = "volume")]
+mod growth;
 pub mod keep;
 pub mod line;
 pub mod protocol;

@@ -8,6 +8,7 @@ mod daemon;
 mod image;
 mod metrics;
 mod render;
+mod resize;
 mod target;
 mod top;
 mod volume;
@@ -47,6 +48,7 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         } => return check::run_snapshot(&cli.target, name, *json),
         Command::Check { json, .. } => return check::run(&cli.target, *json),
         Command::Freeze { timeout, json } => daemon::freeze(&cli.target, *timeout, *json)?,
+        Command::Resize { size, json } => resize::run(&cli.target, *size, *json)?,
         Command::Thaw => daemon::thaw(&cli.target)?,
         Command::Set(command) => daemon::set(&cli.target, command)?,
         Command::Metrics => print(&metrics::text(&status(cli)?))?,

@@ -148,6 +148,18 @@ pub enum Request {
     },
     /// Ends a freeze.
     Thaw {},
+    /// Makes the volume larger, for about a second; to be sent again with what is answered until that has no
+    /// `next`.
+    Resize {
+        /// Its new size; 0 for all of the device.
+        size_bytes: u64,
+        /// The size is to be added to what there is.
+        #[serde(default)]
+        is_added: bool,
+        /// What was answered as `next`.
+        #[serde(default)]
+        cursor: u32,
+    },
     /// Changes what the daemon logs.
     SetLogLevel {
         /// `off`, `error`, `warn`, `info`, `debug` or `trace`.
@@ -180,6 +192,7 @@ impl Request {
         "drop-caches",
         "freeze",
         "thaw",
+        "resize",
         "set-log-level",
         "check",
     ];

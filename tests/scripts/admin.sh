@@ -63,12 +63,28 @@ timeout 10 touch "$mnt/later" || die "it does not thaw by itself"
 ok "a freeze ends by itself"
 
 ctl snapshot create one >/dev/null
-ctl check --snapshot one | grep -q "snapshot 'one': clean" || die "the snapshot is not clean"
-ctl check --snapshot one --json | grep -q '"verdict":"clean"' || die "no JSON of it"
+# A truncate may have been under way: then an orphan is left to finish.
+sound() { grep -Eq "snapshot 'one': (clean|no errors)" "$1"; }
+ctl check --snapshot one >"$work/check" && sound "$work/check" || { cat "$work/check"; die "the snapshot is not clean"; }
+ctl check --snapshot one --json | grep -Eq '"verdict":"(clean|needs-recovery)"' || die "no JSON of it"
 status=0
 ctl check --snapshot none 2>/dev/null || status=$?
 [ $status = 8 ] || die "a snapshot that is not there gives $status"
 ok "a snapshot is checked while the volume is written"
+
+blocks() { stat -f -c '%b' "$mnt"; }
+before=$(blocks)
+ctl resize +300M | grep -q -- '->' || die "resize does not say what it did"
+[ "$(blocks)" -gt $((before + 60000)) ] || die "df does not show the new size: $before, $(blocks)"
+ctl resize 9G --json | grep -q '"size_bytes":9' || die "no JSON of it"
+[ "$(stat -c %s "$image")" = $((9 << 30)) ] || die "the image has another length"
+ctl resize 9G | grep -q already || die "it grows to the size it has"
+! ctl resize 1G 2>"$work/err" || die "it is made smaller"
+grep -q 'only be made larger' "$work/err" || { cat "$work/err"; die "not the error there should be"; }
+dd if=/dev/urandom of="$mnt/quiet/large" bs=1M count=700 status=none || die "the new space cannot be used"
+sum=$(sha256sum <"$mnt/quiet/large")
+ctl check --snapshot one >"$work/check" && sound "$work/check" || { cat "$work/check"; die "the snapshot from before is not clean"; }
+ok "the volume grows while it is written"
 
 ctl metrics >"$work/metrics"
 for name in kfs_volume_free_bytes kfs_snapshots kfs_journal_commits_total kfs_device_writes_total \
@@ -105,11 +121,18 @@ kfsd_pid=
 wait "$writer" || true
 writer=
 ! mountpoint -q "$mnt" || umount "$mnt"
-"$bin/kfsctl" --image "$image" check --snapshot one | grep -q "snapshot 'one': clean" || die "idle: not clean"
+"$bin/kfsctl" --image "$image" check --snapshot one >"$work/check" && sound "$work/check" || die "idle: not clean"
 ! "$bin/kfsctl" --image "$image" freeze 2>"$work/err" || die "an idle image freezes"
 grep -q 'no kfsd serves' "$work/err" || { cat "$work/err"; die "not the error there should be"; }
 "$bin/kfsctl" --image "$image" snapshot delete one >/dev/null
-e2fsck -fn "$image" >/dev/null 2>&1 || die "e2fsck finds something"
+"$bin/kfsctl" --image "$image" resize 10G | grep -q -- '->' || die "an idle image does not grow"
+e2fsck -fn "$image" >"$work/fsck" 2>&1 || { cat "$work/fsck"; die "e2fsck finds something"; }
+mount -o loop "$image" "$mnt"
+[ "$(sha256sum <"$mnt/quiet/large")" = "$sum" ] || die "Linux reads something else"
+[ "$(blocks)" -gt 2500000 ] || die "Linux sees another size"
+dd if=/dev/zero of="$mnt/linux" bs=1M count=50 status=none
+umount "$mnt"
+e2fsck -fn "$image" >"$work/fsck" 2>&1 || { cat "$work/fsck"; die "e2fsck finds something after Linux"; }
 ok "a frozen volume is closed in order"
 
 echo "$passed passed, 0 failed"

@@ -168,7 +168,7 @@ impl GroupTable {
     }
 
     /// Notes that a group may have a run of this length.
-    fn raise_run_bound(&self, run_max: u32) {
+    pub(super) fn raise_run_bound(&self, run_max: u32) {
         // The upper half counts the calls: one that comes during a search voids its result.
         let raised =
             |old: u64| ((old >> 32).wrapping_add(1) << 32) | u64::from(run_max.max(old as u32));

@@ -54,6 +54,14 @@ impl FixedRuns {
         Self { ranges: merged }
     }
 
+    /// Adds a range behind all others.
+    pub(super) fn add(&mut self, start: u64, end: u64) {
+        match self.ranges.last_mut() {
+            Some(last) if start <= last.1 => last.1 = last.1.max(end),
+            _ => self.ranges.push((start, end)),
+        }
+    }
+
     /// The parts of the runs that lie in `start..end`, as half-open ranges.
     pub(super) fn within(&self, start: u64, end: u64) -> impl Iterator<Item = (u64, u64)> {
         let first = self

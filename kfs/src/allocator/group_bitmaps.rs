@@ -188,11 +188,13 @@ impl GroupTable {
     }
 
     /// Indices of the fixed metadata within a group.
-    fn fixed_ranges(&self, group: GroupNr) -> impl Iterator<Item = Range<u32>> {
+    fn fixed_ranges(&self, group: GroupNr) -> impl Iterator<Item = Range<u32>> + use<> {
         let first = self.geometry.group_first_block(group).0;
         let end = first + u64::from(self.geometry.blocks_in_group(group));
-        let ranges = self.fixed.within(first, end);
-        ranges.map(move |(start, end)| (start - first) as u32..(end - first) as u32)
+        let fixed = self.fixed.read();
+        let ranges: Vec<(u64, u64)> = fixed.within(first, end).collect();
+        let within = move |(start, end)| (start - first) as u32..(end - first) as u32;
+        ranges.into_iter().map(within)
     }
 
     /// Makes the bitmap of a group in which only fixed metadata is in use, from zeros.

@@ -14,6 +14,7 @@
 //! available, and never allocated from nor freed into.
 
 use super::fixed::FixedRuns;
+use super::group_list::GroupList;
 use super::kept::{Kept, KeptBlocks};
 use super::pending::PendingFrees;
 use crate::corrupt::Corrupt;
@@ -22,7 +23,7 @@ use crate::ids::{BlockNr, GroupNr, Run};
 use crate::layout::{Geometry, GroupFlags, RawGroupDesc, RawSuperblock};
 use crate::storage::{Buffer, BufferCache, Handle};
 use crate::sync::{MutexGuard, Rank};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use std::ops::Range;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
@@ -32,10 +33,10 @@ use zerocopy::FromBytes;
 pub(super) struct GroupTable {
     pub(super) geometry: Geometry,
     pub(super) cache: Arc<BufferCache>,
-    groups: Box<[Group]>,
+    pub(super) groups: GroupList,
     /// The blocks of the descriptor table, in order.
-    desc_buffers: Box<[Arc<Buffer>]>,
-    pub(super) fixed: FixedRuns,
+    pub(super) desc_buffers: RwLock<Vec<Arc<Buffer>>>,
+    pub(super) fixed: RwLock<FixedRuns>,
     /// Blocks of the journal and the like, in use but of no file.
     protected: OnceLock<FixedRuns>,
     pub(super) totals: Totals,
@@ -174,7 +175,7 @@ fn check_desc(geometry: &Geometry, group: GroupNr, desc: &RawGroupDesc) -> Optio
 }
 
 impl Group {
-    fn new(geometry: &Geometry, nr: GroupNr, mut desc: RawGroupDesc) -> Self {
+    pub(super) fn new(geometry: &Geometry, nr: GroupNr, mut desc: RawGroupDesc) -> Self {
         let damage = check_desc(geometry, nr, &desc);
         if !geometry.has_group_checksums() {
             let lazy = GroupFlags::INODE_UNINIT | GroupFlags::BLOCK_UNINIT;
@@ -244,7 +245,7 @@ impl GroupTable {
                         .0,
                 )
             })
-            .collect::<Result<Box<[_]>>>()?;
+            .collect::<Result<Vec<_>>>()?;
         let read_desc = |nr: GroupNr| {
             let bytes = desc_buffers[(nr.0 / geometry.descs_per_block()) as usize].read();
             let (_, offset) = geometry.desc_location(nr);
@@ -271,11 +272,11 @@ impl GroupTable {
             .privileged_blocks
             .store(privileged.min(geometry.blocks_count()), Relaxed);
         Ok(Self {
-            fixed: FixedRuns::of_volume(&geometry, descs.iter()),
+            fixed: RwLock::new(FixedRuns::of_volume(&geometry, descs.iter())),
             geometry,
             cache,
-            groups,
-            desc_buffers,
+            groups: GroupList::new(groups),
+            desc_buffers: RwLock::new(desc_buffers),
             protected: OnceLock::new(),
             totals,
             pending: PendingFrees::default(),
@@ -289,7 +290,7 @@ impl GroupTable {
     }
 
     pub(super) fn group(&self, nr: GroupNr) -> &Group {
-        &self.groups[nr.0 as usize]
+        self.groups.get(nr.0 as usize)
     }
 
     pub(super) fn lock(&self, nr: GroupNr) -> MutexGuard<'_, GroupState> {
@@ -319,7 +320,7 @@ impl GroupTable {
     /// The first block of a run that belongs to the volume itself.
     pub(super) fn fixed_block_in(&self, run: Run) -> Option<BlockNr> {
         let protected = || self.protected.get().and_then(|runs| runs.first_in(run));
-        self.fixed.first_in(run).or_else(protected)
+        self.fixed.read().first_in(run).or_else(protected)
     }
 
     /// The parts of a run, one a group.
@@ -365,15 +366,16 @@ impl GroupTable {
     pub(super) fn write_desc(&self, handle: &mut Handle<'_>, nr: GroupNr, state: &mut GroupState) {
         state.desc.update_checksum(&self.geometry, nr);
         let (_, offset) = self.geometry.desc_location(nr);
-        let buffer = &self.desc_buffers[(nr.0 / self.geometry.descs_per_block()) as usize];
-        let mut bytes = handle.get_write_access(buffer);
+        let index = (nr.0 / self.geometry.descs_per_block()) as usize;
+        let buffer = Arc::clone(&self.desc_buffers.read()[index]);
+        let mut bytes = handle.get_write_access(&buffer);
         let end = offset + self.geometry.desc_size as usize;
         state.desc.write_to_slice(&mut bytes[offset..end]);
     }
 }
 
 impl Totals {
-    fn add_group(&self, desc: &RawGroupDesc) {
+    pub(super) fn add_group(&self, desc: &RawGroupDesc) {
         let (blocks, inodes) = (desc.free_blocks_count(), desc.free_inodes_count());
         self.free_blocks.fetch_add(blocks.into(), Relaxed);
         self.available_blocks.fetch_add(blocks.into(), Relaxed);

@@ -46,6 +46,14 @@ pub(super) struct Kept {
     pinned: Box<[u64]>,
 }
 
+impl Kept {
+    /// Takes blocks out that were behind the end of the group until now.
+    pub(super) fn forget(&mut self, range: Range<u32>) {
+        bitmap::clear(&mut self.bits, range.clone());
+        bitmap::clear(&mut self.pinned, range);
+    }
+}
+
 impl GroupTable {
     /// Who knows of snapshots, if there can be any.
     fn keeper(&self) -> Option<&Arc<dyn KeptBlocks>> {

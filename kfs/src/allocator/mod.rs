@@ -21,7 +21,9 @@ mod blocks;
 mod contiguous;
 mod fixed;
 mod group_bitmaps;
+mod group_list;
 mod groups;
+mod grow;
 mod inodes;
 mod kept;
 mod pending;
@@ -38,6 +40,7 @@ use crate::layout::{Geometry, GroupFlags};
 use crate::storage::{BufferCache, CommitObserver, Handle};
 pub use contiguous::ContiguousRequest;
 use groups::GroupTable;
+pub(crate) use grow::{ADD_GROUP_CREDITS, EXTEND_CREDITS, NewGroup};
 pub use inodes::InodeReservation;
 pub use kept::{KeptBlocks, LiveBitmap};
 pub use reservation::Reservation;
@@ -103,7 +106,7 @@ impl Allocator {
             start: block,
             len: 1,
         };
-        self.table.fixed.first_in(run).is_some()
+        self.table.fixed.read().first_in(run).is_some()
     }
 
     /// The block bitmap of a group in which only fixed metadata is in use.
@@ -398,6 +401,32 @@ impl Allocator {
     pub fn set_privileged_blocks(&self, count: u64) {
         let count = count.min(self.table.geometry.blocks_count());
         self.table.totals.privileged_blocks.store(count, Relaxed);
+    }
+
+    /// Makes the last group longer, up to `blocks_count` blocks of the volume, and returns by how many.
+    ///
+    /// # Errors
+    /// `Corrupt` for a damaged group, `Io`; nothing has changed then.
+    pub(crate) fn extend_last(&self, handle: &mut Handle<'_>, blocks_count: u64) -> Result<u32> {
+        self.table.extend_last(handle, blocks_count)
+    }
+
+    /// Makes everything ready for the next group of a volume that is then as `after` says.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn prepare_group(&self, after: &Geometry) -> Result<NewGroup> {
+        self.table.prepare_group(after)
+    }
+
+    /// Adds a group: from now on others allocate from it.
+    pub(crate) fn add_group(&self, handle: &mut Handle<'_>, new: NewGroup) {
+        self.table.add_group(handle, new);
+    }
+
+    /// The content of a block of the descriptor table as it is now.
+    pub(crate) fn desc_content(&self, index: usize) -> Option<Arc<[u8]>> {
+        self.table.desc_content(index)
     }
 
     /// Number of block groups.

@@ -97,8 +97,10 @@ pub(super) fn replay(image: &Image, bytes_max: u64, findings: &mut Findings) -> 
         return Ok(Replayed::Failed);
     };
     let base = Arc::clone(&image.device);
+    // A volume that has grown has blocks behind the end that this superblock knows.
+    let count = base.size_bytes() >> geometry.block_size_bits;
     let overlay = Overlay::new(base, geometry.block_size, bytes_max);
-    let recovered = recover(&overlay, area, geometry.block_size, geometry.blocks_count());
+    let recovered = recover(&overlay, area, geometry.block_size, count);
     match recovered {
         Ok(recovered) => {
             let replay = Replay {

@@ -110,7 +110,6 @@ impl Filesystem {
 
     /// To be held by a client that changes files, before it takes any lock and once only: a freeze waits
     /// for it, and it waits for the thaw without being in the way of those who read.
-    #[must_use]
     pub fn begin_change(&self) -> RwLockReadGuard<'_, ()> {
         self.freezer.gate.read()
     }

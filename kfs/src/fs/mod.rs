@@ -8,8 +8,10 @@ mod committer;
 mod damage;
 mod directory;
 mod freeze;
+mod grow;
 mod mount;
 mod options;
+mod resize_inode;
 mod restore;
 mod shutdown;
 mod snapshots;
@@ -17,6 +19,7 @@ mod status;
 
 pub use damage::ErrorsPolicy;
 pub(crate) use directory::InodeBlocks;
+pub use grow::GrowthProgress;
 pub(crate) use mount::own_file_runs;
 pub use mount::read_superblock;
 pub use options::MountOptions;
@@ -34,7 +37,7 @@ use damage::Damage;
 use freeze::Freezer;
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
 
 /// A mounted volume. Shared by all its clients.
 pub struct Filesystem {
@@ -52,7 +55,7 @@ pub struct Filesystem {
     damage: Damage,
     errors_policy: ErrorsPolicy,
     /// Blocks of fixed metadata.
-    overhead_blocks: u64,
+    overhead_blocks: AtomicU64,
     /// Whether the root directory has the snapshot store, which nobody is to see.
     hides_store: AtomicBool,
     /// When the log was last told that the volume is full, in seconds since 1970.

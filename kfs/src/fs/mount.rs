@@ -20,7 +20,7 @@ use kfs_disk::BlockDevice;
 use parking_lot::Mutex;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Smallest journal that mke2fs makes and Linux takes, in blocks: one operation has to fit into a
@@ -46,7 +46,7 @@ impl Filesystem {
             superblock = read_superblock(&*device)?;
         }
         let is_replayed = log.is_some() && geometry.incompat.contains(Incompat::RECOVER);
-        let geometry = Geometry::try_from(&superblock)?;
+        let geometry = check_geometry(&superblock, &*device)?;
         let log = log.filter(|_| read_only.is_none());
         let mut protected: Vec<Run> = log.iter().flat_map(|log| log.area.runs()).collect();
         let was_clean = superblock.s_state.get() & STATE_VALID != 0;
@@ -73,7 +73,7 @@ impl Filesystem {
             recovery,
             damage: Damage::default(),
             errors_policy: options.errors.settle(superblock.s_errors.get()),
-            overhead_blocks: overhead_blocks(&geometry),
+            overhead_blocks: AtomicU64::new(overhead_blocks(&geometry)),
             hides_store: AtomicBool::new(false),
             full_noted: AtomicI64::new(0),
             snapshot_operation: crate::sync::Mutex::new(Rank::Snapshot, ()),
@@ -270,7 +270,9 @@ fn open_log(
         return Err(Corrupt::JournalBlockOutside { block, len }.into());
     }
     let device_ref = &**device;
-    let (size, count) = (geometry.block_size, geometry.blocks_count());
+    // The superblock may be older than the log: one that has grown has blocks behind the end it knows.
+    let size = geometry.block_size;
+    let count = device.size_bytes() >> geometry.block_size_bits;
     // A log that the superblock does not speak of is a leftover: e2fsck or an editor has dealt with
     // it, and the volume may have changed since.
     let recovered = if is_dirty {

@@ -60,6 +60,9 @@ impl Filesystem {
     pub fn begin_restore(&self, name: &str, undo: &str) -> Result<()> {
         let snapshots = &self.volume.snapshots;
         let target = snapshots.find(name)?;
+        if snapshots.blocks_count_at(target.id)? != self.volume.geometry.blocks_count() {
+            return Err(Error::OtherSize);
+        }
         self.create_snapshot(undo, &format!("before the volume was set back to '{name}'"))?;
         let count = snapshots.changed_blocks(target.id).len();
         let count = u32::try_from(count).unwrap_or(u32::MAX);

@@ -4,6 +4,7 @@ use super::Filesystem;
 use crate::error::ReadOnlyReason;
 use crate::layout::features;
 use crate::storage::{CacheStatistics, JournalStatistics};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Space and inodes of the volume.
@@ -84,7 +85,9 @@ impl Filesystem {
         };
         SpaceStatus {
             block_size: geometry.block_size,
-            blocks: geometry.blocks_count().saturating_sub(self.overhead_blocks),
+            blocks: geometry
+                .blocks_count()
+                .saturating_sub(self.overhead_blocks.load(Ordering::Relaxed)),
             blocks_free: free,
             blocks_available: free.saturating_sub(allocator.privileged_blocks()),
             inodes: u64::from(geometry.inodes_count()),

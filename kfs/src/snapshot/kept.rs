@@ -73,7 +73,22 @@ impl Snapshots {
                     *kept = bits;
                 }
             }
+            self.cut(difference.snapshot, group, &mut kept)?;
             visit(difference.snapshot, &kept);
+        }
+        Ok(())
+    }
+
+    /// What is behind the end that the volume had then is no block of the snapshot.
+    fn cut(&self, snapshot: u32, group: GroupNr, kept: &mut [u64]) -> Result<()> {
+        let first = self.geometry.group_first_block(group).0;
+        let left = self.blocks_count_at(snapshot)?.saturating_sub(first);
+        let end = usize::try_from(left).unwrap_or(usize::MAX);
+        for (word, at) in kept.iter_mut().zip((0..).step_by(64)) {
+            let bits = end.saturating_sub(at);
+            if bits < 64 {
+                *word &= (1 << bits) - 1;
+            }
         }
         Ok(())
     }

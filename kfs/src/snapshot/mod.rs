@@ -39,7 +39,8 @@ pub use view::SnapshotDevice;
 use crate::corrupt::Corrupt;
 use crate::error::{Error, Result};
 use crate::ids::{BlockNr, InodeNr, Run, Tid};
-use crate::layout::Geometry;
+use crate::layout::superblock::SUPERBLOCK_OFFSET;
+use crate::layout::{Geometry, RawSuperblock};
 use crate::sync::Rank;
 use format::Kind;
 use growth::StoreFile;
@@ -51,6 +52,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use store::{Found, Location, Store};
 use table::Table;
+use zerocopy::FromBytes;
 
 /// The snapshots of a mounted volume.
 pub struct Snapshots {
@@ -68,6 +70,8 @@ pub struct Snapshots {
     file: crate::sync::Mutex<Option<StoreFile>>,
     /// Blocks of the store promised to open handles.
     reserved: Mutex<u64>,
+    /// Blocks that the volume had when each snapshot was taken, as far as somebody has asked.
+    sizes: Mutex<HashMap<u32, u64>>,
 }
 
 #[derive(Default)]
@@ -116,6 +120,7 @@ impl Snapshots {
             inode: AtomicU32::new(0),
             file: crate::sync::Mutex::new(Rank::StoreGrowth, None),
             reserved: Mutex::default(),
+            sizes: Mutex::default(),
         })
     }
 
@@ -285,6 +290,25 @@ impl Snapshots {
                 Ok(())
             }
         }
+    }
+
+    /// Blocks that the volume had when a snapshot was taken.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub(crate) fn blocks_count_at(&self, snapshot: u32) -> Result<u64> {
+        if let Some(count) = self.sizes.lock().get(&snapshot) {
+            return Ok(*count);
+        }
+        let size = self.geometry.block_size as usize;
+        let mut content = vec![0; size];
+        let block = BlockNr(SUPERBLOCK_OFFSET / size as u64);
+        self.read_block(snapshot, block, &mut content)?;
+        let bytes = &content[SUPERBLOCK_OFFSET as usize % size..];
+        let (raw, _) = RawSuperblock::ref_from_prefix(bytes).expect("a block holds a superblock");
+        let count = raw.blocks_count();
+        self.sizes.lock().insert(snapshot, count);
+        Ok(count)
     }
 
     /// Fills `content`, a block long, with what a snapshot sees of a block.

@@ -23,7 +23,7 @@ const EVICTION_LOOKS: usize = 8;
 pub struct BufferCache {
     device: Arc<dyn BlockDevice>,
     block_size: usize,
-    blocks_count: u64,
+    blocks_count: AtomicU64,
     shards: Vec<Mutex<LruCache<BlockNr, Arc<Buffer>>>>,
     /// Buffers a shard keeps before it evicts.
     shard_capacity: usize,
@@ -57,7 +57,7 @@ impl BufferCache {
         Self {
             device,
             block_size: block_size as usize,
-            blocks_count,
+            blocks_count: AtomicU64::new(blocks_count),
             shards: (0..SHARDS)
                 .map(|_| Mutex::new(Rank::CacheShard, LruCache::unbounded()))
                 .collect(),
@@ -103,6 +103,11 @@ impl BufferCache {
             .map(Arc::clone)
     }
 
+    /// There are this many blocks from now on, if there were fewer.
+    pub(crate) fn grow(&self, blocks_count: u64) {
+        self.blocks_count.fetch_max(blocks_count, Ordering::Relaxed);
+    }
+
     /// Bytes in a block.
     #[must_use]
     pub fn block_size(&self) -> usize {
@@ -143,7 +148,7 @@ impl BufferCache {
     }
 
     fn find_or_insert(&self, nr: BlockNr) -> Result<Arc<Buffer>> {
-        if nr.0 >= self.blocks_count {
+        if nr.0 >= self.blocks_count.load(Ordering::Relaxed) {
             return Err(Corrupt::BlockOutside { block: nr }.into());
         }
         let mut shard = self.shard(nr).lock();

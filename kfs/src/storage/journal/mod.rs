@@ -47,6 +47,10 @@ use transaction::Running;
 /// Log blocks that one transaction may take at the most where there is no log.
 const TRANSACTION_BLOCKS_WITHOUT_LOG: u32 = 8192;
 
+/// How often a usual transaction fits into a large one, which leaves a quarter of the log for what goes with
+/// it.
+const LARGE_SHARE: u32 = 3;
+
 /// The journal of a mounted volume.
 pub struct Journal {
     device: Arc<dyn BlockDevice>,
@@ -181,10 +185,33 @@ impl Journal {
     /// # Errors
     /// As [`Journal::start`].
     pub fn start_for(&self, credits: u32, purpose: StorePurpose) -> Result<Handle<'_>> {
-        if credits > self.transaction_blocks_max {
+        self.start_within(credits, purpose, self.transaction_blocks_max)
+    }
+
+    /// Most credits of [`Journal::start_large`], in blocks: what the log can hold at all.
+    #[must_use]
+    pub fn large_credits_max(&self) -> u32 {
+        self.transaction_blocks_max.saturating_mul(LARGE_SHARE)
+    }
+
+    /// As [`Journal::start`], for the rare operation that is larger than one may usually be: it gets a
+    /// transaction that nobody has used yet.
+    ///
+    /// # Errors
+    /// As [`Journal::start`].
+    pub fn start_large(&self, credits: u32) -> Result<Handle<'_>> {
+        self.start_within(credits, StorePurpose::Operation, self.large_credits_max())
+    }
+
+    fn start_within(
+        &self,
+        credits: u32,
+        purpose: StorePurpose,
+        credits_max: u32,
+    ) -> Result<Handle<'_>> {
+        if credits > credits_max {
             ::log::warn!(
-                "an operation needs {credits} blocks of the journal, which gives {} to one: make a larger journal",
-                self.transaction_blocks_max
+                "an operation needs {credits} blocks of the journal, which gives {credits_max} to one: make a larger journal"
             );
             return Err(Error::NoSpace);
         }
