@@ -35,6 +35,8 @@ part threads 50 "2000 concurrent histories of each of 4 kinds" env KFS_CONCURREN
 part fuzz 20 "500000 executions" tests/scripts/fuzz.sh round {}
 part journal 50 "2000 interleavings of the journal" env KFS_SCHEDULES=2000 KFS_SCHEDULES_FIRST={}000000 cargo test -q -p kfs --lib interleavings
 part check 20 "1000 damaged images" env KFS_CHECK_SEEDS=1000 KFS_CHECK_FIRST={}000000 cargo test -q -p kfs-tests --test check what
+part speed 1 "a snapshot of 10000000 files, throughput with 0, 1, 10, 100 snapshots, writers while one is deleted" \
+    cargo test -q --release -p kfs-tests --test snapshot_speed -- --ignored --nocapture --test-threads=1
 part guests 20 "all guest tests" cargo test -q -p kfs-tests --test guest -- --ignored --test-threads=1
 [ ${#names[@]} -gt 0 ] || die "soak.sh: there is no part$wanted"
 
