@@ -131,6 +131,13 @@ impl Filesystem {
                     log::error!("inode {} stays an orphan", inode.nr());
                     self.note(&error);
                 }
+                // Even freeing takes room in the snapshot store. Without an open volume no snapshot could be
+                // deleted to make room; a file without names can wait for that.
+                Err(error @ (Error::NoSpace | Error::SnapshotStoreFull))
+                    if inode.state().fields().links_count() == 0 =>
+                {
+                    log::warn!("the deleted file {} stays for now: {error}", inode.nr());
+                }
                 other => other?,
             }
         }
