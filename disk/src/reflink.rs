@@ -3,6 +3,7 @@
 use rustix::io::Errno;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// Makes a new file that shares all blocks of `source`. False, and no file, where that cannot be: on another
@@ -11,7 +12,12 @@ use std::path::Path;
 /// # Errors
 /// When the file exists or cannot be made.
 pub fn reflink(source: &File, path: &Path) -> io::Result<bool> {
-    let target = OpenOptions::new().write(true).create_new(true).open(path)?;
+    let target = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        // What is in it may not be for everybody.
+        .mode(0o600)
+        .open(path)?;
     let cloned = rustix::fs::ioctl_ficlone(&target, source);
     drop(target);
     match cloned {

@@ -36,29 +36,15 @@ impl ControlHandler {
 
     /// Sets the volume back to a snapshot under its users, all of whom wait meanwhile.
     fn restore(&self, snapshot: &str, force: bool) -> Result<Value, RequestError> {
-        let attached = self.attached();
-        if !force && !attached.is_empty() {
-            return Err(RequestError::new(
-                ErrorCode::Busy,
-                format!("the volume is in use: {}", attached.join(", ")),
-                "unmount it there, or give --force: what they have open will fail with ESTALE",
-            ));
-        }
-        if self.volume.status().frozen_for_seconds.is_some() {
-            let hint = "`kfsctl thaw` ends that";
-            return Err(RequestError::new(
-                ErrorCode::Busy,
-                "the volume is frozen",
-                hint,
-            ));
-        }
-        let suspended: Vec<_> = self
-            .metrics
-            .users()
-            .iter()
-            .map(|user| user.session.suspend())
-            .collect();
-        match self.volume.restore(snapshot) {
+        self.refuse_attached(force)?;
+        let mut suspended = Vec::new();
+        let mut suspend = || {
+            let users = self.metrics.users().iter();
+            suspended.extend(users.map(|user| user.session.suspend()));
+            // Somebody may have come meanwhile.
+            self.refuse_attached(force)
+        };
+        match self.volume.restore(snapshot, &mut suspend) {
             Ok(undo) => {
                 for session in suspended {
                     match self.volume.new_session() {
@@ -77,6 +63,18 @@ impl ControlHandler {
                 Err(error)
             }
         }
+    }
+
+    fn refuse_attached(&self, force: bool) -> Result<(), RequestError> {
+        let attached = self.attached();
+        if force || attached.is_empty() {
+            return Ok(());
+        }
+        Err(RequestError::new(
+            ErrorCode::Busy,
+            format!("the volume is in use: {}", attached.join(", ")),
+            "unmount it there, or give --force: what they have open will fail with ESTALE",
+        ))
     }
 
     /// Who uses the volume now, for people.

@@ -45,10 +45,15 @@ pub trait Volume: Send + Sync {
 
     /// Sets the volume back to a snapshot, and returns the name of the one that keeps the state before.
     ///
-    /// No session is used meanwhile. Those that there were are to be exchanged for new ones if this
-    /// succeeds, and not to be used any more if it fails with [`RestoreError::Lost`].
-    fn restore(&self, snapshot: &str) -> Result<String, RestoreError> {
-        let _ = snapshot;
+    /// `suspend` is called when all else is ready: from then on no session is used. Those that there were are
+    /// to be exchanged for new ones if this succeeds, and not to be used any more if it fails with
+    /// [`RestoreError::Lost`].
+    fn restore(
+        &self,
+        snapshot: &str,
+        suspend: &mut dyn FnMut() -> Result<(), RequestError>,
+    ) -> Result<String, RestoreError> {
+        let _ = (snapshot, suspend);
         Err(RestoreError::Refused(no_image()))
     }
 

@@ -33,6 +33,7 @@ is_stale() {
 
 mkdir dir
 echo then >dir/state
+echo mine >victim
 sync
 echo "wrote the first state"
 wait_until [ -e go ] || fail "the host did not go on"
@@ -40,6 +41,14 @@ wait_until [ -e go ] || fail "the host did not go on"
 echo now >dir/state
 echo later >dir/later
 exec 3<dir/state
+# A file that takes the inode of one that the snapshot has.
+old=$(stat -c %i victim)
+rm victim
+for number in 1 2 3 4 5 6 7 8; do
+    echo other >"heir$number"
+    [ "$(stat -c %i "heir$number")" != "$old" ] || exec 4>>"heir$number"
+done
+[ -e /proc/self/fd/4 ] || fail "no file took the inode of another"
 cd dir
 sync
 echo "opened"
@@ -47,9 +56,12 @@ wait_until [ ! -e /mnt/go ] || fail "the volume was not set back"
 
 is_stale cat <&3
 is_stale ls .
-exec 3<&-
+(echo more >&4) 2>/dev/null
+sync
+exec 3<&- 4>&-
 cd /mnt
 [ "$(cat dir/state)" = then ] || fail "dir/state holds $(cat dir/state)"
+[ "$(cat victim)" = mine ] || fail "victim holds $(cat victim)"
 [ ! -e dir/later ] || fail "a file of later is there"
 echo again >dir/again
 sync

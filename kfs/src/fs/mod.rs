@@ -93,7 +93,7 @@ impl Filesystem {
             return Err(Error::Stale);
         }
         let geometry = &self.volume.geometry;
-        if self.volume.snapshots.store_inode() == Some(nr) {
+        if self.volume.snapshots.store_inode() == Some(nr) || self.is_store_directory(nr)? {
             return Err(Error::Stale);
         }
         if geometry.orphan_file_inode == Some(nr) || geometry.journal_inode == Some(nr) {

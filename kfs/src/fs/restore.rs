@@ -66,7 +66,12 @@ impl Filesystem {
         self.create_snapshot(undo, &format!("before the volume was set back to '{name}'"))?;
         let count = snapshots.changed_blocks(target.id).len();
         let count = u32::try_from(count).unwrap_or(u32::MAX);
-        self.volume.grow_store(count.saturating_add(SPARE_BLOCKS))?;
+        let room = count.saturating_add(SPARE_BLOCKS);
+        if let Err(error) = self.volume.grow_store(room) {
+            // Nothing has happened that could be undone.
+            self.delete_snapshot(undo)?;
+            return Err(error);
+        }
         self.volume.journal.quiesce(|| {
             self.volume.set_read_only(ReadOnlyReason::Closed);
             snapshots.set_restoring(Some(target.id))

@@ -66,6 +66,7 @@ impl Filesystem {
     /// # Errors
     /// `NotFound`; `Busy` while somebody looks into it; `ReadOnly`, `Corrupt`, `Io`.
     pub fn delete_snapshot(&self, name: &str) -> Result<SnapshotRecord> {
+        let _change = self.begin_change();
         let _one = self.snapshot_operation.lock();
         if let Some(reason) = self.volume.read_only() {
             return Err(Error::ReadOnly { reason });
@@ -245,6 +246,15 @@ impl Filesystem {
             .into());
         }
         Ok(Some((directory, store)))
+    }
+
+    /// Whether an inode is the hidden directory.
+    pub(super) fn is_store_directory(&self, nr: InodeNr) -> Result<bool> {
+        if nr == InodeNr::ROOT || !self.hides_store() {
+            return Ok(false);
+        }
+        let found = self.find_store()?;
+        Ok(found.is_some_and(|(directory, _)| directory.nr() == nr))
     }
 
     fn make_store(&self) -> Result<()> {

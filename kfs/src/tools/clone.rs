@@ -37,7 +37,14 @@ impl Filesystem {
             // It has the snapshots of another image, which is not what was asked for.
             let _ = std::fs::remove_file(path);
         }
-        finished.map(|()| true)
+        match finished {
+            Ok(()) => Ok(true),
+            // In the way of a restore, but not of a copy.
+            Err(ExportError::Volume(
+                Error::OtherSize | Error::NoSpace | Error::SnapshotStoreFull,
+            )) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 }
 

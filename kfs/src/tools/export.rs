@@ -6,6 +6,7 @@ use crate::fs::{Filesystem, MountOptions};
 use crate::ids::{BlockNr, GroupNr};
 use kfs_disk::{BlockDevice, FileDevice};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -42,6 +43,8 @@ impl Filesystem {
         let file = std::fs::OpenOptions::new()
             .write(true)
             .create_new(true)
+            // What is in it may not be for everybody.
+            .mode(0o600)
             .open(path)
             .map_err(ExportError::Target)?;
         let made = file.set_len(size).map_err(ExportError::Target);

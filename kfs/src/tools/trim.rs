@@ -29,6 +29,7 @@ impl Filesystem {
         let groups = volume.geometry.groups_count();
         let mut bytes = 0;
         for group in 0..groups {
+            let _change = self.begin_change();
             // Nobody gets these blocks before the device has heard of them.
             for run in volume.allocator.reserve_free_runs(GroupNr(group), least)? {
                 let (start, len) = (run.run().start, u64::from(run.len()) * size);

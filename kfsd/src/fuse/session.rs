@@ -4,7 +4,7 @@
 //! transport, may be called from several threads, and never panics whatever the bytes are.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{RwLock, RwLockWriteGuard};
@@ -57,6 +57,8 @@ const WANTED: InitFlags = InitFlags::ASYNC_READ
 pub struct Session {
     /// Each request holds it shared to its end; exclusively held, nothing is in progress.
     file_system: RwLock<Arc<dyn FileSystem>>,
+    /// There is no file system any more.
+    has_failed: AtomicBool,
     /// The flags agreed on, and READY; 0 before INIT and after the end.
     agreed: AtomicU64,
     /// The minor number agreed on; 0 before INIT.
@@ -80,6 +82,7 @@ impl Session {
     pub fn new(file_system: Arc<dyn FileSystem>) -> Self {
         Self {
             file_system: RwLock::new(file_system),
+            has_failed: AtomicBool::new(false),
             agreed: AtomicU64::new(0),
             minor: AtomicU32::new(0),
             counts: [const { AtomicU64::new(0) }; CODES],
@@ -229,6 +232,10 @@ impl Session {
             return Ok(());
         }
         let file_system = self.file_system.read();
+        // Whoever waited for the lock may find that all has changed.
+        if self.has_failed.load(Ordering::Acquire) {
+            return Err(Errno::IO);
+        }
         let call = dispatch::Call {
             file_system: &**file_system,
             ctx: Context::from(header),
@@ -281,6 +288,9 @@ impl Session {
             let upper = u64::from(ext.flags2 & (u32::MAX >> 1));
             offered |= InitFlags::from_bits_retain(upper << 32);
         }
+        if self.has_failed.load(Ordering::Acquire) {
+            return Err(Errno::IO);
+        }
         self.end();
         let request = InitRequest {
             minor: init.minor.min(KERNEL_MINOR_VERSION),
@@ -320,8 +330,9 @@ impl Suspended<'_> {
         *self.file_system = file_system;
     }
 
-    /// Goes on without: all requests fail, until the kernel says INIT.
+    /// Goes on without one: all requests fail from now on.
     pub fn fail(self) {
+        self.session.has_failed.store(true, Ordering::Release);
         self.session.agreed.store(0, Ordering::Release);
     }
 }

@@ -16,7 +16,7 @@ use std::path::Path;
 const NAME_MAX: u32 = 255;
 
 /// Bits of `stx_mask` beyond those of stat(2).
-const STATX_BASIC: u32 = 0x7ff;
+pub(super) const STATX_BASIC: u32 = 0x7ff;
 const STATX_BTIME: u32 = 0x800;
 
 pub(super) fn attr(attr: &Attr, block_size: u32) -> abi::Attr {

@@ -1,7 +1,6 @@
 //! Entries: nodes that are found, made or listed, with their attributes and a lookup that counts.
 
 use super::convert;
-use super::nodes::ROOT_ID;
 use super::session::Session;
 use super::tree::Node;
 use crate::fuse::abi::Attr;
@@ -35,7 +34,7 @@ impl Session {
         creation: &Creation<'_>,
     ) -> Result<Node> {
         let directory = self.nodes.get(parent)?;
-        if parent == ROOT_ID && self.is_snapshot_dir(name) {
+        if self.is_snapshot_dir(&directory, name) {
             return Err(Errno::EXIST);
         }
         let node = Self::new_node(ctx, node, creation);

@@ -11,9 +11,9 @@
 //! ```
 //!
 //! A node id is an inode number with its generation: it means the same in every session and after
-//! a restart of the daemon. When the volume is set back to a snapshot an *epoch* ends, and all ids of before
-//! with it: what a kernel still has open or cached fails with ESTALE, rather than show a file that is another
-//! one by now.
+//! a restart of the daemon. When the volume is set back to a snapshot a random number is added to all
+//! generations from then on: what a kernel still has open or cached fails with ESTALE, rather than show a file that
+//! is another one by now.
 
 mod convert;
 mod data;
@@ -30,14 +30,15 @@ use crate::config::{CachePolicy, SnapshotDir};
 use crate::fuse::FileSystem;
 use crate::sandbox::{self, SandboxError};
 use crate::volume::{RestoreError, Volume, VolumeError};
-use kfs::{ErrorsPolicy, Filesystem, MountOptions, ReadOnlyReason};
+use kfs::{ErrorsPolicy, Filesystem, MountOptions, ReadOnlyReason, SnapshotRecord};
 use kfs_disk::{BlockDevice, FileDevice, StatsDevice};
 use kfsctl::execute;
 use kfsctl::protocol::{ErrorCode, Request, RequestError};
 use kfsctl::status;
-use parking_lot::RwLock;
-use serde_json::Value;
+use parking_lot::{Mutex, RwLock};
+use serde_json::{Value, json};
 use snapshot_dir::SnapshotTrees;
+use std::hash::Hasher;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -120,8 +121,9 @@ const RESTORE_PATIENCE: Duration = Duration::from_secs(5);
 /// The open file system.
 struct Opened {
     filesystem: Arc<Filesystem>,
-    /// How often the volume was set back since the image was opened.
-    epoch: u32,
+    /// What is added to generations to make node ids: another number after each time that the volume is set
+    /// back.
+    salt: u32,
     /// The snapshots that are looked into.
     trees: Option<Arc<SnapshotTrees>>,
     /// Sessions that may look into them.
@@ -129,7 +131,7 @@ struct Opened {
 }
 
 impl Opened {
-    fn new(filesystem: Arc<Filesystem>, epoch: u32, snapshot_dir: SnapshotDir) -> Self {
+    fn new(filesystem: Arc<Filesystem>, salt: u32, snapshot_dir: SnapshotDir) -> Self {
         let trees = |is_visible| {
             let trees = SnapshotTrees::new(Arc::clone(&filesystem), is_visible);
             Some(Arc::new(trees))
@@ -141,11 +143,27 @@ impl Opened {
         };
         Self {
             filesystem,
-            epoch,
+            salt,
             trees,
             sessions: Vec::new(),
         }
     }
+}
+
+/// Whether there is a volume to serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Service {
+    Open,
+    /// It could not be opened after it was set back.
+    Lost,
+    /// The daemon ends.
+    Ended,
+}
+
+/// A number that nobody can guess, not even the one who makes generations.
+fn random() -> u32 {
+    let state = std::hash::RandomState::new();
+    std::hash::BuildHasher::build_hasher(&state).finish() as u32
 }
 
 /// An image that is served.
@@ -155,6 +173,8 @@ pub struct Image {
     opened: RwLock<Opened>,
     /// Held shared by requests of kfsctl, exclusively by those that open the file system anew.
     requests: RwLock<()>,
+    /// Held while the file system is opened anew, and at the end.
+    service: Mutex<Service>,
     options: MountOptions,
     snapshot_dir: SnapshotDir,
     device: Arc<StatsDevice<Box<dyn BlockDevice>>>,
@@ -225,6 +245,7 @@ impl Image {
             opened: RwLock::new(Opened::new(filesystem, 0, config.snapshot_dir)),
             snapshot_dir: config.snapshot_dir,
             requests: RwLock::new(()),
+            service: Mutex::new(Service::Open),
             options,
             device,
             rules: Arc::new(rules),
@@ -235,14 +256,85 @@ impl Image {
         Arc::clone(&self.opened.read().filesystem)
     }
 
-    /// Takes snapshots from the sessions that look into them.
-    fn revoke_snapshots(&self, filesystem: &Filesystem, names: &[String]) {
+    fn check_service(&self) -> Result<(), RequestError> {
+        refuse_service(*self.service.lock())
+    }
+
+    /// Sets the volume back and opens it again.
+    fn set_back(
+        &self,
+        filesystem: &Arc<Filesystem>,
+        snapshot: &str,
+    ) -> Result<(String, Arc<Filesystem>), RestoreError> {
+        let lost = |error: kfs::Error| {
+            let text = format!("the volume cannot be opened: {error}");
+            let hint = "stop kfsd and look at the image with `kfsctl check` and e2fsck";
+            RestoreError::Lost(RequestError::new(ErrorCode::Failed, text, hint))
+        };
+        let undo = execute::begin_restore(filesystem, snapshot).map_err(|error| {
+            if filesystem.volume().read_only().is_none() {
+                return RestoreError::Refused(error);
+            }
+            let hint = "the next start of kfsd finishes it, or leaves the volume as it is";
+            let text = format!("{error}, half-way");
+            RestoreError::Lost(RequestError::new(error.code, text, hint))
+        })?;
+        filesystem.close().map_err(lost)?;
+        let device = Arc::clone(&self.device) as Arc<dyn BlockDevice>;
+        let opened = Filesystem::open(device, self.options.clone()).map_err(lost)?;
+        Ok((undo, opened))
+    }
+
+    /// Deletes snapshots, one by one, though somebody looks into them.
+    fn delete_snapshots(
+        &self,
+        filesystem: &Arc<Filesystem>,
+        names: &[String],
+    ) -> Result<Value, RequestError> {
         let records = filesystem.snapshots();
-        let named = records.iter().filter(|record| names.contains(&record.name));
-        let ids: Vec<u32> = named.map(|record| record.id).collect();
+        // All or none, as far as can be seen; the error for what is not there comes from below.
+        if let Some(unknown) = names
+            .iter()
+            .find(|name| records.iter().all(|record| record.name != **name))
+        {
+            let names = vec![unknown.clone()];
+            return execute::execute(filesystem, &Request::SnapshotDelete { names });
+        }
+        let trees = self.opened.read().trees.clone();
+        for record in records.iter().filter(|record| names.contains(&record.name)) {
+            let _closed = trees.as_ref().map(|trees| trees.close_for_good(record.id));
+            self.delete_snapshot(filesystem, record)?;
+        }
+        Ok(json!({ "deleted": names }))
+    }
+
+    /// Deletes one. Who looks into it with an operation in progress has it open until that ends.
+    fn delete_snapshot(
+        &self,
+        filesystem: &Arc<Filesystem>,
+        record: &SnapshotRecord,
+    ) -> Result<Value, RequestError> {
+        let names = vec![record.name.clone()];
+        let request = Request::SnapshotDelete { names };
+        let begin = Instant::now();
+        loop {
+            self.revoke_snapshot(record.id);
+            match execute::execute(filesystem, &request) {
+                Err(error)
+                    if error.code == ErrorCode::Busy && begin.elapsed() < DELETE_PATIENCE =>
+                {
+                    std::thread::sleep(DELETE_RETRY);
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Takes a snapshot from the sessions that look into it.
+    fn revoke_snapshot(&self, id: u32) {
         let sessions = self.opened.read().sessions.clone();
         for session in sessions.iter().filter_map(Weak::upgrade) {
-            session.revoke(&ids);
+            session.revoke(&[id]);
         }
     }
 
@@ -252,12 +344,46 @@ impl Image {
     }
 }
 
+fn refuse_service(service: Service) -> Result<(), RequestError> {
+    let (code, text, hint) = match service {
+        Service::Open => return Ok(()),
+        Service::Lost => (
+            ErrorCode::Failed,
+            "there is no volume any more: it could not be opened after it was set back",
+            "stop kfsd and look at the image with `kfsctl check` and e2fsck",
+        ),
+        Service::Ended => (ErrorCode::ShuttingDown, "kfsd is ending", ""),
+    };
+    Err(RequestError::new(code, text, hint))
+}
+
+/// What can be seen to be wrong before anybody has to wait.
+fn refuse_restore(
+    service: Service,
+    filesystem: &Filesystem,
+    snapshot: &str,
+) -> Result<(), RequestError> {
+    refuse_service(service)?;
+    if filesystem
+        .snapshots()
+        .iter()
+        .any(|record| record.name == snapshot)
+    {
+        return Ok(());
+    }
+    Err(RequestError::new(
+        ErrorCode::InvalidArgument,
+        format!("there is no snapshot '{snapshot}'"),
+        "`kfsctl snapshot list` shows all",
+    ))
+}
+
 impl Volume for Image {
     fn new_session(&self) -> Result<Arc<dyn FileSystem>, VolumeError> {
         let mut opened = self.opened.write();
         let session = Arc::new(Session::new(
             Arc::clone(&opened.filesystem),
-            opened.epoch,
+            opened.salt,
             Arc::clone(&self.rules),
             opened.trees.clone(),
         )?);
@@ -272,46 +398,41 @@ impl Volume for Image {
 
     fn control(&self, request: &Request) -> Result<Value, RequestError> {
         let _request = self.requests.read();
+        self.check_service()?;
         let filesystem = self.filesystem();
-        let Request::SnapshotDelete { names } = request else {
-            return execute::execute(&filesystem, request);
-        };
-        // Who looks into one with an operation in progress has it open until that ends.
-        let begin = Instant::now();
-        loop {
-            self.revoke_snapshots(&filesystem, names);
-            match execute::execute(&filesystem, request) {
-                Err(error)
-                    if error.code == ErrorCode::Busy && begin.elapsed() < DELETE_PATIENCE =>
-                {
-                    std::thread::sleep(DELETE_RETRY);
-                }
-                result => return result,
-            }
+        match request {
+            Request::SnapshotDelete { names } => self.delete_snapshots(&filesystem, names),
+            request => execute::execute(&filesystem, request),
         }
     }
 
-    fn restore(&self, snapshot: &str) -> Result<String, RestoreError> {
+    fn restore(
+        &self,
+        snapshot: &str,
+        suspend: &mut dyn FnMut() -> Result<(), RequestError>,
+    ) -> Result<String, RestoreError> {
+        let busy = |text: &str, hint: &str| {
+            RestoreError::Refused(RequestError::new(ErrorCode::Busy, text, hint))
+        };
         let Some(_alone) = self.requests.try_write_for(RESTORE_PATIENCE) else {
-            return Err(RestoreError::Refused(RequestError::new(
-                ErrorCode::Busy,
-                "the volume is busy with another request",
-                "wait until it has ended",
-            )));
+            let hint = "wait until it has ended";
+            return Err(busy("the volume is busy with another request", hint));
         };
-        let lost = |error: kfs::Error| {
-            log::error!("the volume cannot be opened: {error}; nothing is served until a restart");
-            let text = format!("the volume cannot be opened: {error}");
-            let hint = "stop kfsd and look at the image with `kfsctl check` and e2fsck";
-            RestoreError::Lost(RequestError::new(ErrorCode::Failed, text, hint))
-        };
+        let mut service = self.service.lock();
         let filesystem = self.filesystem();
-        let undo = execute::begin_restore(&filesystem, snapshot).map_err(RestoreError::Refused)?;
-        filesystem.close().map_err(lost)?;
-        let device = Arc::clone(&self.device) as Arc<dyn BlockDevice>;
-        let filesystem = Filesystem::open(device, self.options.clone()).map_err(lost)?;
-        let mut opened = self.opened.write();
-        *opened = Opened::new(filesystem, opened.epoch + 1, self.snapshot_dir);
+        refuse_restore(*service, &filesystem, snapshot).map_err(RestoreError::Refused)?;
+        // No freeze can begin now, which sessions and the restore would wait for.
+        if filesystem.frozen_for().is_some() {
+            return Err(busy("the volume is frozen", "`kfsctl thaw` ends that"));
+        }
+        suspend().map_err(RestoreError::Refused)?;
+        let (undo, opened) = self.set_back(&filesystem, snapshot).inspect_err(|error| {
+            if let RestoreError::Lost(error) = error {
+                log::error!("{error}; nothing is served until a restart");
+                *service = Service::Lost;
+            }
+        })?;
+        *self.opened.write() = Opened::new(opened, random(), self.snapshot_dir);
         log::info!("the volume is as it was at '{snapshot}'; what it was before is '{undo}'");
         Ok(undo)
     }
@@ -325,6 +446,8 @@ impl Volume for Image {
     }
 
     fn shutdown(&self) -> Result<(), VolumeError> {
+        // A restore in progress comes to its end first.
+        *self.service.lock() = Service::Ended;
         Ok(self.filesystem().close()?)
     }
 }

@@ -23,9 +23,6 @@ pub(super) const ROOT_ID: u64 = 1;
 /// That of the directory of snapshots.
 pub(super) const SNAPSHOTS_ID: u64 = (u32::MAX as u64) << 32;
 
-/// Generations of successive epochs are this far apart on the wire: no id of one is a likely id of another.
-const EPOCH_STEP: u32 = 0x9e37_79b9;
-
 /// The known inodes.
 pub(super) struct Nodes {
     live: Arc<Tree>,
@@ -76,12 +73,12 @@ fn is_given(id: u64) -> bool {
 }
 
 impl Nodes {
-    pub(super) fn new(live: Arc<Tree>, epoch: u32) -> kfs::Result<Self> {
+    pub(super) fn new(live: Arc<Tree>, salt: u32) -> kfs::Result<Self> {
         let root = live.filesystem.root()?;
         let shards = (0..SHARDS).map(|_| Mutex::new(HashMap::new())).collect();
         Ok(Self {
             live,
-            salt: epoch.wrapping_mul(EPOCH_STEP),
+            salt,
             root,
             shards,
             given: Mutex::default(),
@@ -113,7 +110,8 @@ impl Nodes {
 
     /// The node of an id. One of the volume that was not looked up is found as after a restart.
     pub(super) fn get(&self, id: u64) -> Result<Node> {
-        if id == ROOT_ID {
+        // The root has one id, whatever generation a guest makes up.
+        if id == ROOT_ID || id as u32 == InodeNr::ROOT.0 {
             return Ok(self.root());
         }
         let known = self

@@ -3,7 +3,7 @@
 use super::data::{Sink, Source};
 use super::errno::errno;
 use super::ioctl::flags_ioctl;
-use super::nodes::{Nodes, ROOT_ID, SNAPSHOTS_ID};
+use super::nodes::{Nodes, SNAPSHOTS_ID};
 use super::open::{FH_WRITE, O_EXCL, O_TRUNC};
 use super::snapshot_dir::{SNAPSHOT_DIR_COOKIE, SnapshotTrees};
 use super::tree::Tree;
@@ -46,7 +46,9 @@ fn loses_privileges(ctx: &Context) -> bool {
 }
 
 /// What a session never agrees to: locks stay with each guest, and ids are taken as they come.
+/// Nor is a file truncated by opening it: Linux finds out after that whether the file is being executed.
 const NEVER: InitFlags = InitFlags::POSIX_LOCKS
+    .union(InitFlags::ATOMIC_O_TRUNC)
     .union(InitFlags::FLOCK_LOCKS)
     .union(InitFlags::EXPORT_SUPPORT)
     .union(InitFlags::HANDLE_KILLPRIV)
@@ -59,12 +61,12 @@ const NEVER: InitFlags = InitFlags::POSIX_LOCKS
 impl Session {
     pub(super) fn new(
         filesystem: Arc<Filesystem>,
-        epoch: u32,
+        salt: u32,
         rules: Arc<Rules>,
         snapshots: Option<Arc<SnapshotTrees>>,
     ) -> kfs::Result<Self> {
         let live = Arc::new(Tree::live(filesystem));
-        let nodes = Nodes::new(Arc::clone(&live), epoch)?;
+        let nodes = Nodes::new(Arc::clone(&live), salt)?;
         Ok(Self {
             live,
             rules,
@@ -107,7 +109,7 @@ impl FileSystem for Session {
         let directory = self.nodes.get(parent)?;
         match directory.fs().lookup(&directory, name) {
             Ok(inode) => Ok(self.entry(&directory.sibling(inode))),
-            Err(kfs::Error::NotFound) if parent == ROOT_ID && self.is_snapshot_dir(name) => {
+            Err(kfs::Error::NotFound) if self.is_snapshot_dir(&directory, name) => {
                 Ok(self.snapshots_entry())
             }
             Err(kfs::Error::NotFound) => Ok(Entry::negative(self.rules.timeout)),
@@ -152,7 +154,7 @@ impl FileSystem for Session {
         _mask: u32,
     ) -> Result<(Statx, Duration)> {
         if node == SNAPSHOTS_ID {
-            return Err(Errno::NOSYS);
+            return Ok((self.snapshots_statx(), self.rules.timeout));
         }
         let inode = self.nodes.get(node)?;
         Ok((inode.statx(), self.rules.timeout))
@@ -237,6 +239,9 @@ impl FileSystem for Session {
     fn rmdir(&self, _ctx: &Context, parent: u64, name: &[u8]) -> Result<()> {
         let _change = self.live.filesystem.begin_change();
         let directory = self.nodes.get(parent)?;
+        if self.is_snapshot_dir(&directory, name) {
+            return Err(Errno::BUSY);
+        }
         directory
             .fs()
             .rmdir(&directory, name)
@@ -262,6 +267,9 @@ impl FileSystem for Session {
         };
         let (old, new) = (self.nodes.get(parent)?, self.nodes.get(new_parent)?);
         let fs = old.common_fs(&new)?;
+        if self.is_snapshot_dir(&old, name) || self.is_snapshot_dir(&new, new_name) {
+            return Err(Errno::BUSY);
+        }
         let renamed = if flags & WHITEOUT == 0 {
             fs.rename(&old, name, &new, new_name, mode)
         } else {
@@ -279,6 +287,9 @@ impl FileSystem for Session {
         let _change = self.live.filesystem.begin_change();
         let (inode, directory) = (self.nodes.get(node)?, self.nodes.get(new_parent)?);
         let fs = inode.common_fs(&directory)?;
+        if self.is_snapshot_dir(&directory, new_name) {
+            return Err(Errno::EXIST);
+        }
         fs.link(&inode, &directory, new_name)
             .map_err(inode.errno())?;
         Ok(self.entry(&inode))
@@ -487,6 +498,8 @@ impl FileSystem for Session {
             return Err(Errno::NOTDIR);
         }
         let flags = match self.rules.cache {
+            // Nobody is told when a snapshot comes or goes.
+            _ if node == SNAPSHOTS_ID => FopenFlags::empty(),
             CachePolicy::Always | CachePolicy::Metadata => {
                 FopenFlags::CACHE_DIR | FopenFlags::KEEP_CACHE
             }
@@ -524,8 +537,8 @@ impl FileSystem for Session {
             .fs()
             .list(&directory, offset, &mut add)
             .map_err(directory.errno())?;
-        if is_whole && node == ROOT_ID {
-            self.list_snapshot_dir(entries);
+        if is_whole {
+            self.list_snapshot_dir(&directory, entries);
         }
         Ok(())
     }

@@ -3,16 +3,18 @@
 //! A snapshot is opened when somebody looks into it, once for all sessions, and closed when no kernel knows a
 //! node of it any more. One that is to be deleted is taken away before that: its nodes fail with ESTALE.
 
+use super::convert::STATX_BASIC;
 use super::nodes::SNAPSHOTS_ID;
 use super::session::Session;
 use super::tree::{Node, Tree};
-use crate::fuse::abi::Attr;
+use crate::fuse::abi::{Attr, Statx, SxTime};
 use crate::fuse::{DirSink, Entry, Result};
 use kfs::{Filesystem, SnapshotRecord};
 use parking_lot::Mutex;
 use rustix::io::Errno;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 /// Its name.
 const NAME: &[u8] = b".snapshots";
@@ -22,6 +24,8 @@ const INO: u64 = u32::MAX as u64;
 pub(super) const SNAPSHOT_DIR_COOKIE: u64 = i64::MAX as u64;
 /// Offsets in its own listing: those of the dots, then the snapshots' ids above them.
 const DOTS: u64 = 2;
+/// So many views may have metadata in memory at a time, about.
+const WARM_MAX: usize = 16;
 const S_IFDIR: u32 = 0o040_000;
 const DT_DIR: u8 = 4;
 
@@ -31,6 +35,20 @@ pub(crate) struct SnapshotTrees {
     /// The root's listing shows the directory.
     is_visible: bool,
     open: Mutex<HashMap<u32, Weak<Tree>>>,
+    /// Those that are being deleted.
+    closed: Mutex<HashSet<u32>>,
+}
+
+/// While it lives, nobody opens a snapshot.
+pub(super) struct ClosedForGood<'t> {
+    trees: &'t SnapshotTrees,
+    snapshot: u32,
+}
+
+impl Drop for ClosedForGood<'_> {
+    fn drop(&mut self) {
+        self.trees.closed.lock().remove(&self.snapshot);
+    }
 }
 
 impl SnapshotTrees {
@@ -39,29 +57,56 @@ impl SnapshotTrees {
             filesystem,
             is_visible,
             open: Mutex::default(),
+            closed: Mutex::default(),
+        }
+    }
+
+    /// Lets nobody look into a snapshot any more, which is about to be deleted.
+    pub(super) fn close_for_good(&self, snapshot: u32) -> ClosedForGood<'_> {
+        self.closed.lock().insert(snapshot);
+        ClosedForGood {
+            trees: self,
+            snapshot,
         }
     }
 
     /// The snapshot of a name, opened if need be.
     fn open(&self, record: &SnapshotRecord) -> kfs::Result<Arc<Tree>> {
         let mut open = self.open.lock();
+        if self.closed.lock().contains(&record.id) {
+            return Err(kfs::Error::NotFound);
+        }
         if let Some(tree) = open.get(&record.id).and_then(Weak::upgrade) {
             return Ok(tree);
         }
         open.retain(|_, tree| tree.strong_count() > 0);
+        if open.len() >= WARM_MAX {
+            let others = open.values().filter_map(Weak::upgrade);
+            others.for_each(|tree| tree.filesystem.drop_caches());
+        }
         let tree = Arc::new(Tree {
             filesystem: self.filesystem.open_snapshot(&record.name)?,
             snapshot: Some(record.id),
         });
+        // The name may be another one's by now.
+        let records = self.filesystem.snapshots();
+        if records.iter().all(|known| known.id != record.id) {
+            return Err(kfs::Error::NotFound);
+        }
         open.insert(record.id, Arc::downgrade(&tree));
         Ok(tree)
     }
 }
 
 impl Session {
-    /// Whether the root has the directory, and this is its name.
-    pub(super) fn is_snapshot_dir(&self, name: &[u8]) -> bool {
-        self.snapshots.is_some() && name == NAME
+    /// Whether this name in this directory is it.
+    pub(super) fn is_snapshot_dir(&self, directory: &Node, name: &[u8]) -> bool {
+        self.snapshots.is_some() && name == NAME && self.is_root(directory)
+    }
+
+    /// Whether a directory is the volume's root.
+    fn is_root(&self, directory: &Node) -> bool {
+        directory.tree.snapshot.is_none() && directory.nr() == kfs::InodeNr::ROOT
     }
 
     /// Its entry in the root; no lookup of it needs to be counted.
@@ -70,8 +115,29 @@ impl Session {
             nodeid: SNAPSHOTS_ID,
             generation: 0,
             attr: self.snapshots_attr(),
-            attr_timeout: self.rules.timeout,
-            entry_timeout: self.rules.timeout,
+            // Nobody is told when a snapshot comes or goes.
+            attr_timeout: Duration::ZERO,
+            entry_timeout: Duration::ZERO,
+        }
+    }
+
+    /// The same as statx(2) has it.
+    pub(super) fn snapshots_statx(&self) -> Statx {
+        let attr = self.snapshots_attr();
+        let time = SxTime {
+            tv_sec: attr.mtime.cast_signed(),
+            ..SxTime::default()
+        };
+        Statx {
+            mask: STATX_BASIC,
+            blksize: attr.blksize,
+            nlink: attr.nlink,
+            mode: (S_IFDIR | 0o555) as u16,
+            ino: attr.ino,
+            atime: time,
+            mtime: time,
+            ctime: time,
+            ..Statx::default()
         }
     }
 
@@ -98,7 +164,7 @@ impl Session {
         let records = self.live.filesystem.snapshots();
         let record = records.iter().find(|record| record.name.as_bytes() == name);
         let Some(record) = record else {
-            return Ok(Entry::negative(self.rules.timeout));
+            return Ok(Entry::negative(Duration::ZERO));
         };
         let tree = match trees.open(record) {
             Ok(tree) => tree,
@@ -144,11 +210,13 @@ impl Session {
     }
 
     /// Adds it to the end of the root's listing, where it is to be seen.
-    pub(super) fn list_snapshot_dir(&self, entries: &mut DirSink<'_, '_>) {
-        if self
+    pub(super) fn list_snapshot_dir(&self, directory: &Node, entries: &mut DirSink<'_, '_>) {
+        let is_visible = self
             .snapshots
             .as_ref()
-            .is_none_or(|trees| !trees.is_visible)
+            .is_some_and(|trees| trees.is_visible);
+        // A volume may have a directory of this name, which comes first.
+        if !is_visible || !self.is_root(directory) || directory.fs().lookup(directory, NAME).is_ok()
         {
             return;
         }
