@@ -208,7 +208,15 @@ fn snapshots_while_a_guest_works() -> Result<()> {
         fs::remove_file(&exported)?;
         idle(&["snapshot", "delete", &name])?;
     }
-    judge(&workspace, &image, &report)
+    e2fsck(&image)?;
+    let kernel = KernelMount::new(&workspace, &image)?;
+    // Removing the snapshot store, after the guest has looked, has changed the root's times.
+    let without_root = |manifest: &str| -> String {
+        let lines = manifest.lines().filter(|line| !line.starts_with(". "));
+        lines.map(|line| format!("{line}\n")).collect()
+    };
+    let seen = manifest(kernel.dir())?;
+    compare_manifests(&without_root(&report.manifest), &without_root(&seen))
 }
 
 /// The volume is set back under a guest that has files open: they are stale, and all else is as it was.
