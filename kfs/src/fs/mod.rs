@@ -37,7 +37,7 @@ use damage::Damage;
 use freeze::Freezer;
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 /// A mounted volume. Shared by all its clients.
 pub struct Filesystem {
@@ -58,6 +58,8 @@ pub struct Filesystem {
     overhead_blocks: AtomicU64,
     /// Whether the root directory has the snapshot store, which nobody is to see.
     hides_store: AtomicBool,
+    /// The hidden directory, 0 where it is not known. No client is to name it.
+    store_directory: AtomicU32,
     /// When the log was last told that the volume is full, in seconds since 1970.
     full_noted: AtomicI64,
     /// One snapshot is taken or deleted at a time.
@@ -93,7 +95,9 @@ impl Filesystem {
             return Err(Error::Stale);
         }
         let geometry = &self.volume.geometry;
-        if self.volume.snapshots.store_inode() == Some(nr) || self.is_store_directory(nr)? {
+        if self.volume.snapshots.store_inode() == Some(nr)
+            || self.store_directory.load(Ordering::Acquire) == nr.0
+        {
             return Err(Error::Stale);
         }
         if geometry.orphan_file_inode == Some(nr) || geometry.journal_inode == Some(nr) {

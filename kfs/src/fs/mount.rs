@@ -20,7 +20,7 @@ use kfs_disk::BlockDevice;
 use parking_lot::Mutex;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Smallest journal that mke2fs makes and Linux takes, in blocks: one operation has to fit into a
@@ -75,6 +75,7 @@ impl Filesystem {
             errors_policy: options.errors.settle(superblock.s_errors.get()),
             overhead_blocks: AtomicU64::new(overhead_blocks(&geometry)),
             hides_store: AtomicBool::new(false),
+            store_directory: AtomicU32::new(0),
             full_noted: AtomicI64::new(0),
             snapshot_operation: crate::sync::Mutex::new(Rank::Snapshot, ()),
         };

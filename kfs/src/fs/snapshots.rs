@@ -220,6 +220,12 @@ impl Filesystem {
                 volume.allocator.load_kept(group)?;
             }
         }
+        if volume.snapshots.restoring().is_none()
+            && let Ok(Some((directory, _))) = self.find_store()
+        {
+            self.store_directory
+                .store(directory.nr().0, Ordering::Release);
+        }
         Ok(true)
     }
 
@@ -246,15 +252,6 @@ impl Filesystem {
             .into());
         }
         Ok(Some((directory, store)))
-    }
-
-    /// Whether an inode is the hidden directory.
-    pub(super) fn is_store_directory(&self, nr: InodeNr) -> Result<bool> {
-        if nr == InodeNr::ROOT || !self.hides_store() {
-            return Ok(false);
-        }
-        let found = self.find_store()?;
-        Ok(found.is_some_and(|(directory, _)| directory.nr() == nr))
     }
 
     fn make_store(&self) -> Result<()> {
@@ -284,6 +281,8 @@ impl Filesystem {
         let nr = store.nr();
         // From here on its inode is changed by the store alone.
         drop(store);
+        self.store_directory
+            .store(directory.nr().0, Ordering::Release);
         self.volume.transact(1, |handle| {
             self.volume
                 .update_superblock(handle, |raw| raw.s_snapshot_inum.set(nr.0));
@@ -305,6 +304,7 @@ impl Filesystem {
             self.rmdir_entry(&*self.root()?, FileName::new(DIRECTORY)?)?;
         }
         self.set_snapshot_feature(false)?;
+        self.store_directory.store(0, Ordering::Release);
         self.hides_store.store(false, Ordering::Release);
         Ok(())
     }

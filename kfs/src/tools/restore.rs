@@ -186,6 +186,10 @@ impl Work<'_> {
             let left = (size - at).div_ceil(block_size).min(32768) as u32;
             let (old, len) = self.place(self.snapshot, source, logical, left)?;
             let (new, len) = self.place(self.live, target, logical, len)?;
+            if len == 0 {
+                // The size of a damaged inode: no file has blocks there.
+                return Err(Error::FileTooLarge);
+            }
             let bytes = (u64::from(len) * block_size).min(size - at);
             match old {
                 // A block that both map holds the same: what a snapshot sees is not overwritten.
