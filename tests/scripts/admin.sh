@@ -4,30 +4,7 @@
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 bin=${KFS_BIN_DIR:-$top/target/debug}
-work=$(mktemp -d)
-image=$work/disk.img mnt=$work/mnt
-mkdir "$mnt"
-
-cleanup() {
-    touch "$work/stop"
-    [ -z "${kfsd_pid:-}" ] || "$bin/kfsctl" --socket "$work/control" thaw 2>/dev/null || true
-    [ -z "${writer:-}" ] || wait "$writer" || true
-    ! mountpoint -q "$mnt" || umount "$mnt"
-    [ -z "${kfsd_pid:-}" ] || kill "$kfsd_pid" 2>/dev/null || true
-    rm -rf "$work"
-}
-trap cleanup EXIT
-
-passed=0
-ok() {
-    echo "ok: $1"
-    passed=$((passed + 1))
-}
-
-serve() {
-    start_kfsd "$work/log" --image "$image" --mount "$mnt" --control-socket "$work/control" "$@"
-}
-ctl() { "$bin/kfsctl" --socket "$work/control" "$@"; }
+set_up
 
 "$bin/mkfs" "$image" 512M >/dev/null
 serve

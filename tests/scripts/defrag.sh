@@ -5,38 +5,11 @@
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 bin=${KFS_BIN_DIR:-$top/target/debug}
-work=$(mktemp -d)
-image=$work/disk.img mnt=$work/mnt
-mkdir "$mnt"
-
-cleanup() {
-    touch "$work/stop"
-    [ -z "${writer:-}" ] || wait "$writer" || true
-    ! mountpoint -q "$mnt" || umount "$mnt"
-    [ -z "${kfsd_pid:-}" ] || kill "$kfsd_pid" 2>/dev/null || true
-    rm -rf "$work"
-}
-trap cleanup EXIT
-
-passed=0
-ok() {
-    echo "ok: $1"
-    passed=$((passed + 1))
-}
-
-serve() { start_kfsd "$work/log" --image "$image" --mount "$mnt" --control-socket "$work/control"; }
-
-stop() {
-    umount "$mnt"
-    wait_end "$kfsd_pid" 30 || die "kfsd does not end after umount"
-    kfsd_pid=
-}
+set_up
 
 judge() {
     e2fsck -fn "$image" >"$work/e2fsck" 2>&1 || { cat "$work/e2fsck"; die "the volume is not clean"; }
 }
-
-ctl() { "$bin/kfsctl" --socket "$work/control" "$@"; }
 sums() { (cd "$mnt" && sha256sum tree/* sparse ballast); }
 # figure JSON FIELD...: a number of an answer.
 figure() { python3 -c 'import json, sys

@@ -69,6 +69,48 @@ stop_kfsd() {
     return "$status"
 }
 
+# One image on one mount, for scripts that look at kfsctl as users do: $image, $mnt, and the parts that passed.
+# set_up [DIR...]: also makes these folders in $work; what is mounted on them is unmounted at the end.
+set_up() {
+    work=$(mktemp -d)
+    image=$work/disk.img mnt=$work/mnt passed=0 folders=("$@")
+    (cd "$work" && mkdir mnt "$@")
+    trap tear_down EXIT
+}
+
+# Writers of these scripts go on until $work/stop is there; their pid is $writer.
+tear_down() {
+    local place
+    touch "$work/stop"
+    # A frozen volume would hold the writer up.
+    [ -z "${kfsd_pid:-}" ] || "$bin/kfsctl" --socket "$work/control" thaw >/dev/null 2>&1 || true
+    [ -z "${writer:-}" ] || wait "$writer" || true
+    for place in mnt "${folders[@]}"; do
+        ! mountpoint -q "$work/$place" || umount "$work/$place"
+    done
+    [ -z "${kfsd_pid:-}" ] || kill "$kfsd_pid" 2>/dev/null || true
+    rm -rf "$work"
+}
+
+ok() {
+    echo "ok: $1"
+    passed=$((passed + 1))
+}
+
+# serve OPTION...: mounts the image.
+serve() {
+    start_kfsd "$work/log" --image "$image" --mount "$mnt" --control-socket "$work/control" "$@"
+}
+
+# Ends what serve began.
+stop() {
+    umount "$mnt"
+    wait_end "$kfsd_pid" 30 || die "kfsd does not end after umount"
+    kfsd_pid=
+}
+
+ctl() { "$bin/kfsctl" --socket "$work/control" "$@"; }
+
 need_root() {
     [ "$(id -u)" = 0 ] || die "$1 needs root"
 }

@@ -5,39 +5,8 @@
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 bin=${KFS_BIN_DIR:-$top/target/debug}
-work=$(mktemp -d)
-image=$work/disk.img mnt=$work/mnt other=$work/other
-mkdir "$mnt" "$other"
-
-cleanup() {
-    touch "$work/stop"
-    [ -z "${writer:-}" ] || wait "$writer" || true
-    for place in "$mnt" "$work/third" "$other"; do
-        ! mountpoint -q "$place" || umount "$place"
-    done
-    [ -z "${kfsd_pid:-}" ] || kill "$kfsd_pid" 2>/dev/null || true
-    rm -rf "$work"
-}
-trap cleanup EXIT
-
-passed=0
-ok() {
-    echo "ok: $1"
-    passed=$((passed + 1))
-}
-
-# serve OPTION...: mounts the image.
-serve() {
-    start_kfsd "$work/log" --image "$image" --mount "$mnt" --control-socket "$work/control" "$@"
-}
-
-stop() {
-    umount "$mnt"
-    wait_end "$kfsd_pid" 30 || die "kfsd does not end after umount"
-    kfsd_pid=
-}
-
-ctl() { "$bin/kfsctl" --socket "$work/control" "$@"; }
+set_up other third
+other=$work/other
 sums() { (cd "$1" && find . -type f ! -path './lost+found/*' -print0 | sort -z | xargs -0 sha256sum); }
 
 # e2fsck_of_copy: e2fsck judges the image, whose snapshots it refuses to look past.
@@ -168,7 +137,6 @@ ctl snapshot clone last "$work/foreign.img" | grep -q 'copied' || die "a clone o
 ! ctl snapshot clone last "$other/clone.img" 2>/dev/null || die "a clone overwrites a file"
 ! ctl snapshot clone nobody "$other/none.img" 2>/dev/null && [ ! -e "$other/none.img" ] || die "a clone of nothing"
 stop
-mkdir "$work/third"
 for cloned in "$other/clone.img" "$work/foreign.img"; do
     e2fsck -fn "$cloned" >"$work/e2fsck" 2>&1 || { cat "$work/e2fsck"; die "$cloned is not clean"; }
     mount -o loop "$cloned" "$work/third"

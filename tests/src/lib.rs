@@ -10,4 +10,5 @@ pub mod guest;
 pub mod operations;
 pub mod power_cut;
 pub mod tree;
+pub mod variables;
 pub mod workload;

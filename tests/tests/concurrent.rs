@@ -22,6 +22,7 @@ use kfs_tests::concurrent::linear::{Clock, Timed};
 use kfs_tests::concurrent::tree::{self, Handles, History};
 use kfs_tests::concurrent::{file, linear};
 use kfs_tests::power_cut::{formatted, open};
+use kfs_tests::variables::number;
 use kfs_tests::{check, e2fsprogs};
 use std::ops::Range;
 use std::sync::{Arc, Barrier, Mutex};
@@ -31,14 +32,6 @@ const THREADS: u64 = 4;
 const CALLS: u64 = 7;
 /// Every so many volumes e2fsck is asked, too.
 const E2FSCK_EVERY: u64 = 50;
-
-fn number(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    Some(
-        text.parse()
-            .unwrap_or_else(|_| panic!("{name}={text} is no number")),
-    )
-}
 
 fn seeds(otherwise: u64) -> Range<u64> {
     let first = number("KFS_CONCURRENT_FIRST").unwrap_or(1);

@@ -21,6 +21,7 @@ use kfs_tests::power_cut::{
     Effort, History, Reached, assert_histories, cut_everywhere, formatted, open,
 };
 use kfs_tests::tree::{picture, picture_of};
+use kfs_tests::variables::number;
 use kfs_tests::workload::Workload;
 use std::ops::Range;
 use std::sync::{Arc, Barrier};
@@ -31,14 +32,6 @@ const EFFORT: Effort = Effort {
     images_a_point: 4,
     e2fsck_every: 60,
 };
-
-fn number(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    Some(
-        text.parse()
-            .unwrap_or_else(|_| panic!("{name}={text} is no number")),
-    )
-}
 
 fn options(block_size: u32) -> mkfs::Options {
     mkfs::Options {

@@ -14,26 +14,11 @@ use kfs_tests::defrag::{defrag_all, make_fragmented, shape, survey};
 use kfs_tests::e2fsprogs;
 use kfs_tests::power_cut::{Picture, formatted, open};
 use kfs_tests::tree::picture;
+use kfs_tests::variables::{number, seeds};
 use kfs_tests::workload::Workload;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-
-fn number(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    Some(
-        text.parse()
-            .unwrap_or_else(|_| panic!("{name}={text} is no number")),
-    )
-}
-
-/// The seeds of a run: `KFS_SEED`, or as many as the variable says.
-fn seeds(count_name: &str, default: u64) -> Vec<u64> {
-    match number("KFS_SEED") {
-        Some(seed) => vec![seed],
-        None => (1..=number(count_name).unwrap_or(default)).collect(),
-    }
-}
 
 fn options(seed: u64) -> mkfs::Options {
     let block_size = if seed.is_multiple_of(2) { 1024 } else { 4096 };

@@ -12,6 +12,7 @@ use kfs_disk::testing::{CrashDevice, Fault, FaultDevice, FaultTrigger, OpKinds, 
 use kfs_disk::{BlockDevice, FileDevice, MemoryDevice};
 use kfs_tests::power_cut::{Effort, cut_everywhere, open, options};
 use kfs_tests::tree::picture;
+use kfs_tests::variables::number;
 use kfs_tests::workload::Workload;
 use kfs_tests::{check, e2fsprogs};
 use std::path::Path;
@@ -55,14 +56,6 @@ const LAYOUTS: &[(&str, &str)] = &[
 ];
 
 const MIB: u64 = 1 << 20;
-
-fn number(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    Some(
-        text.parse()
-            .unwrap_or_else(|_| panic!("{name}={text} is no number")),
-    )
-}
 
 fn seeds() -> Vec<u64> {
     match number("KFS_SEED") {

@@ -15,6 +15,7 @@ use kfs_disk::{BlockDevice, MemoryDevice};
 use kfs_tests::e2fsprogs;
 use kfs_tests::power_cut::{Effort, Picture, Reached, cut_everywhere, formatted, open};
 use kfs_tests::tree::picture;
+use kfs_tests::variables::{number, seeds};
 use kfs_tests::workload::Workload;
 use std::sync::Arc;
 use zerocopy::{FromBytes, IntoBytes};
@@ -26,23 +27,6 @@ const EFFORT: Effort = Effort {
     // It does not open images with snapshots: kfs's own check sees them all.
     e2fsck_every: 0,
 };
-
-fn number(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    Some(
-        text.parse()
-            .unwrap_or_else(|_| panic!("{name}={text} is no number")),
-    )
-}
-
-/// The seeds of a run: `KFS_SEED`, or as many as the variable says, from `KFS_FIRST_SEED` on.
-fn seeds(count_name: &str, default: u64) -> Vec<u64> {
-    if let Some(seed) = number("KFS_SEED") {
-        return vec![seed];
-    }
-    let first = number("KFS_FIRST_SEED").unwrap_or(1);
-    (first..first + number(count_name).unwrap_or(default)).collect()
-}
 
 fn options(seed: u64) -> mkfs::Options {
     let block_size = if seed.is_multiple_of(2) { 1024 } else { 4096 };

@@ -21,6 +21,10 @@ const DAMAGED: Error = Error::Resize {
     why: "its resize inode is damaged: e2fsck is due",
 };
 
+const TOO_FAR: Error = Error::Resize {
+    why: "the blocks that it keeps for descriptors cannot lie beyond 2^32: a volume that is to grow further is made with mkfs -O ^resize_inode,meta_bg",
+};
+
 /// What the next group does to the resize inode.
 pub(super) struct ResizeInode {
     table: Arc<Buffer>,
@@ -89,6 +93,14 @@ impl Filesystem {
         if copies >= entries {
             return Err(DAMAGED);
         }
+        let away = u64::from(group.0) * u64::from(before.blocks_per_group);
+        // The inode has a block map, with numbers of 32 bits.
+        if kept
+            .iter()
+            .any(|buffer| buffer.nr().0 + away > u32::MAX.into())
+        {
+            return Err(TOO_FAR);
+        }
         let lost = if taken.is_some() {
             1 + copies as i64
         } else {
@@ -102,7 +114,7 @@ impl Filesystem {
             gained: kept.len() as i64 - lost,
             kept,
             copy: copies,
-            away: u64::from(group.0) * u64::from(before.blocks_per_group),
+            away,
             ends,
         })
     }
@@ -127,7 +139,7 @@ impl Filesystem {
             handle.get_write_access(&change.double_indirect)[at * 4..at * 4 + 4].fill(0);
         }
         for buffer in &change.kept {
-            let copy = (buffer.nr().0 + change.away) as u32;
+            let copy = u32::try_from(buffer.nr().0 + change.away).expect("looked at when planned");
             let at = change.copy * 4;
             handle.get_write_access(buffer)[at..at + 4].copy_from_slice(&copy.to_le_bytes());
         }

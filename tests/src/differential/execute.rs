@@ -289,6 +289,7 @@ impl Hands {
     }
 }
 
+// SAFETY: as stdlib.h of glibc declares it.
 unsafe extern "C" {
     #[link_name = "truncate64"]
     fn truncate_by_path(path: *const c_char, size: i64) -> c_int;
