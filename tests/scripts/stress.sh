@@ -35,7 +35,8 @@ end() {
     ! grep -q 'panicked' "$work/log" || { cat "$work/log" >&2; die "$1: kfsd panicked"; }
 }
 
-"$bin/mkfs" -q "$image" 2G
+# Two programs allocate 1 GiB each, and two snapshots may each see another 2 GiB of it.
+"$bin/mkfs" -q "$image" 16G
 start_kfsd "$work/log" --image "$image" --mount "$mnt" --control-socket "$work/control"
 passed=0
 
@@ -49,14 +50,14 @@ passed=$((passed + 1))
 # Snapshots of all this, two at a time.
 (
     ctl() { "$bin/kfsctl" --socket "$work/control" snapshot "$@" >>"$work/snapshots" 2>&1; }
-    number=0
+    number=0 last=
     while [ ! -e "$work/stop" ]; do
         number=$((number + 1))
-        ctl create "stress-$number" || true
+        ! ctl create "stress-$number" || last=stress-$number
         ctl delete --keep last=2 || true
         sleep 0.5
     done
-    ctl delete --keep last=1 && ctl delete "stress-$number"
+    ctl delete --keep last=1 && ctl delete "$last"
 ) &
 snapshots=$!
 mkdir "$mnt/stress"

@@ -7,7 +7,7 @@
 set -uo pipefail
 . "$(dirname "$0")/lib.sh"
 cd "$top" || exit 1
-started=$SECONDS passed=0 failed=0 failures=()
+started=$SECONDS passed=0 failed=0 failures=() said=()
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
@@ -25,6 +25,7 @@ step() {
     else
         [ "$bad" -gt 0 ] || bad=1
         failures+=("$name")
+        said+=("--- $name ended with status $status, and said last:" "$(tail -n 25 "$log")")
         while IFS= read -r test; do
             failures+=("    $test")
         done < <(sed -n 's/^test \(.*\) \.\.\. FAILED$/\1/p' "$log")
@@ -53,6 +54,8 @@ step prepare tests/guest/prepare.sh --programs
 step guests cargo test -p kfs-tests --test guest -- --ignored --test-threads=1
 
 echo
+# Who sees only the end of this sees why.
+[ ${#said[@]} = 0 ] || printf '%s\n' "${said[@]}"
 echo "=== $((SECONDS - started)) s"
 for failure in "${failures[@]}"; do echo "FAILED: $failure"; done
 echo "$passed passed, $failed failed"

@@ -48,6 +48,9 @@ impl File<'_> {
         let _data = self.volume.begin_data_write();
         self.check_alive()?;
         self.inode.drop_preallocation();
+        if end > self.inode.size_bytes() {
+            self.finish_cut()?;
+        }
         match change {
             SpaceChange::Allocate { keep_size } => {
                 self.allocate_range(offset, end, options)?;
@@ -71,7 +74,7 @@ impl File<'_> {
 
     fn finish_change(self, end: u64, keep_size: bool, options: WriteOptions) -> Result<()> {
         if !keep_size {
-            self.zero_tail(end)?;
+            self.prepare_growth(end, end)?;
         }
         self.volume.transact(CREDITS_SIZE, |handle| {
             self.inode.update(self.volume, handle, |state, handle| {

@@ -13,6 +13,8 @@ mod moved;
 mod read;
 mod relocate;
 mod seek;
+#[cfg(test)]
+mod tests;
 mod truncate;
 mod write;
 

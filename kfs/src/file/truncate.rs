@@ -40,9 +40,7 @@ impl File<'_> {
         self.check_alive()?;
         self.inode.drop_preallocation();
         let before = self.inode.size_bytes();
-        if size > before {
-            self.zero_tail(size)?;
-        }
+        self.prepare_growth(size, size)?;
         let tail = if size < before {
             self.plan_tail(size)?
         } else {
@@ -117,7 +115,7 @@ impl File<'_> {
         // before the old end or old bytes behind the new one.
         let credits = self.removal_credits()? + CREDITS_SIZE + CREDITS_RUN + REWRITE_CREDITS_MIN;
         let mut zeroes_in_place = false;
-        let mut removal = self.volume.transact(credits, |handle| {
+        let removal = self.volume.transact(credits, |handle| {
             // First what can fail and changes nothing then.
             let removal = self.cut_some(handle, first)?;
             if let Some(tail) = tail {
@@ -134,12 +132,48 @@ impl File<'_> {
         if zeroes_in_place {
             self.zero_behind(size)?;
         }
+        match self.cut_rest(first, removal) {
+            // Even freeing takes room in the snapshot store. The file has its size; what is left waits, and the
+            // inode is an orphan as long.
+            Err(error @ (Error::NoSpace | Error::SnapshotStoreFull)) => {
+                let nr = self.inode.nr();
+                log::warn!("blocks that file {nr} had are not free yet: {error}");
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    fn cut_rest(self, first: u64, mut removal: Removal) -> Result<()> {
+        let mut has_committed = false;
         while removal == Removal::More {
-            removal = self.volume.transact(self.removal_credits()?, |handle| {
+            let step = self.volume.transact(self.removal_credits()?, |handle| {
                 self.cut_some(handle, first)
-            })?;
+            });
+            removal = match step {
+                // What a handle asks for is more than it uses: a commit gives the rest back.
+                Err(Error::NoSpace | Error::SnapshotStoreFull) if !has_committed => {
+                    has_committed = true;
+                    self.volume.journal.commit_all()?;
+                    Removal::More
+                }
+                other => other?,
+            };
         }
         Ok(())
+    }
+
+    /// To be called before anything is put at or behind the end of the file: finishes a truncation that had
+    /// to stop, since the file must not show again what it has cut off.
+    ///
+    /// # Errors
+    /// `NoSpace` and `SnapshotStoreFull` while there is no room to go on, `Io`, `Corrupt`, `ReadOnly`.
+    pub(super) fn finish_cut(self) -> Result<()> {
+        if !self.inode.is_being_cut() {
+            return Ok(());
+        }
+        let first = self.inode.size_bytes().div_ceil(self.volume.block_size());
+        self.cut_rest(first, Removal::More)
     }
 
     /// Zeros the rest of the block that `size` falls into, in place.
@@ -153,10 +187,11 @@ impl File<'_> {
     }
 
     /// Frees blocks from `first` on; while some are left the inode is an orphan.
-    fn cut_some(self, handle: &mut Handle<'_>, first: u64) -> Result<Removal> {
+    pub(super) fn cut_some(self, handle: &mut Handle<'_>, first: u64) -> Result<Removal> {
         let removal = self
             .inode
             .remove_blocks(self.volume, handle, first, LOGICAL_END)?;
+        self.inode.set_being_cut(removal == Removal::More);
         match removal {
             // An open file without names stays an orphan.
             Removal::Done => self.orphans.end_truncation(self.volume, handle, self.inode),
@@ -173,7 +208,8 @@ impl File<'_> {
         let _io = self.inode.io.write();
         let _data = self.volume.begin_data_write();
         self.check_alive()?;
-        self.cut(self.inode.size_bytes(), None, WriteOptions::default())
+        self.inode.set_being_cut(true);
+        self.finish_cut()
     }
 
     /// Frees all blocks, without a change of size. The inode must be an orphan.

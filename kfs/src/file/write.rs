@@ -85,6 +85,10 @@ impl File<'_> {
         let _io = self.inode.io.read();
         let _data = self.volume.begin_data_write();
         self.check_alive()?;
+        // What is left behind the end is freed with readers kept out.
+        if self.inode.is_being_cut() {
+            return Ok(None);
+        }
         if options.append {
             let mut ahead = self.inode.allocation.lock();
             let end = self.inode.size_bytes();
@@ -187,7 +191,7 @@ impl File<'_> {
     ) -> Result<usize> {
         self.inode.check_extents()?;
         let end = self.write_end(offset, len)?;
-        self.zero_tail(offset)?;
+        self.prepare_growth(offset, end)?;
         let mut at = offset;
         while at < end {
             match self.write_piece(ahead, at, end, source, options) {
@@ -431,10 +435,14 @@ impl File<'_> {
         }
     }
 
-    /// Zeros what lies between the end of the file and `offset` in the file's last block, before
-    /// the file grows over it. kfs leaves zeros there itself, others may not.
-    pub(super) fn zero_tail(self, offset: u64) -> Result<()> {
+    /// Before a change of `offset..end` makes the file grow: frees what a truncation has left behind the
+    /// end, and zeros what lies between the end and `offset` in the file's last block. kfs leaves zeros
+    /// there itself, others may not.
+    pub(super) fn prepare_growth(self, offset: u64, end: u64) -> Result<()> {
         let size = self.inode.size_bytes();
+        if end > size {
+            self.finish_cut()?;
+        }
         let within = self.within_block(size);
         if offset <= size || within == 0 {
             return Ok(());

@@ -11,6 +11,7 @@ mod freeze;
 mod grow;
 mod mount;
 mod options;
+mod orphans;
 mod resize_inode;
 mod restore;
 mod shutdown;

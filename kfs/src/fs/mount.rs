@@ -2,7 +2,6 @@
 
 use super::{Committer, Damage, Filesystem, MountOptions, RecoveryStatus};
 use crate::allocator::Allocator;
-use crate::checksum::inode_seed;
 use crate::corrupt::Corrupt;
 use crate::error::{Error, IoOp, ReadOnlyReason, Result};
 use crate::extent::{ExtentTree, IndirectMap};
@@ -107,91 +106,6 @@ impl Filesystem {
             }
         }
         Ok(Arc::new(fs))
-    }
-
-    /// Deletes inodes without names and finishes truncates that a crash interrupted. Returns how many.
-    fn finish_orphans(&self, superblock: &RawSuperblock) -> Result<u32> {
-        let mut orphans = Vec::new();
-        if let Some(nr) = self.volume.geometry.orphan_file_inode {
-            orphans.extend(self.load_orphan_file(nr)?);
-        }
-        let first = InodeNr(superblock.s_last_orphan.get());
-        let listed = crate::inode::orphan::read_list(&self.volume, &self.inodes, first)?;
-        for inode in listed.iter().rev() {
-            self.orphans.adopt_from_list(Arc::clone(inode));
-        }
-        orphans.extend(listed);
-        let count = u32::try_from(orphans.len()).unwrap_or(u32::MAX);
-        if count > 0 {
-            log::info!("finishing what {count} orphan inodes need");
-        }
-        for inode in orphans {
-            match self.finish_orphan(&inode) {
-                // What one file has lost is no reason to keep all others from their owner.
-                Err(error @ Error::Corrupt(_)) if !self.volume.journal.is_aborted() => {
-                    log::error!("inode {} stays an orphan", inode.nr());
-                    self.note(&error);
-                }
-                // Even freeing takes room in the snapshot store. Without an open volume no snapshot could be
-                // deleted to make room; a file without names can wait for that.
-                Err(error @ (Error::NoSpace | Error::SnapshotStoreFull))
-                    if inode.state().fields().links_count() == 0 =>
-                {
-                    log::warn!("the deleted file {} stays for now: {error}", inode.nr());
-                }
-                other => other?,
-            }
-        }
-        Ok(count)
-    }
-
-    fn finish_orphan(&self, inode: &Arc<crate::inode::Inode>) -> Result<()> {
-        if inode.state().fields().links_count() == 0 {
-            return self.delete(inode);
-        }
-        if inode.is_regular() {
-            return self.file(inode).finish_truncate();
-        }
-        self.volume
-            .transact(crate::inode::CREDITS_ORPHAN, |handle| {
-                self.orphans.remove(&self.volume, handle, inode);
-                Ok(())
-            })
-    }
-
-    fn load_orphan_file(&self, nr: InodeNr) -> Result<Vec<Arc<crate::inode::Inode>>> {
-        let volume = &self.volume;
-        let file = self.inodes.get(volume, nr)?;
-        let count = file.size_bytes() >> volume.geometry.block_size_bits;
-        let mut blocks = Vec::new();
-        for index in 0..u32::try_from(count).unwrap_or(0) {
-            match file.map(volume, LogicalBlock(index), 1)? {
-                crate::extent::Mapping::Mapped { physical, .. } => {
-                    blocks.push(volume.cache.get(physical)?);
-                }
-                _ => {
-                    return Err(Corrupt::DirectoryHole {
-                        inode: nr,
-                        block: index,
-                    }
-                    .into());
-                }
-            }
-        }
-        let seed = volume
-            .geometry
-            .csum_seed
-            .map(|seed| inode_seed(seed, nr.0, file.generation()));
-        let mut orphans = Vec::new();
-        for (nr, slot) in self.orphans.load_file(volume, blocks, seed)? {
-            if nr < volume.geometry.first_inode {
-                return Err(Corrupt::OrphanList { inode: nr }.into());
-            }
-            let inode = self.inodes.get_orphan(volume, nr)?;
-            self.orphans.adopt_from_file(Arc::clone(&inode), slot);
-            orphans.push(inode);
-        }
-        Ok(orphans)
     }
 }
 

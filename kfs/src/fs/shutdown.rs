@@ -62,18 +62,7 @@ impl Filesystem {
         for inode in self.inodes.in_memory() {
             inode.drop_preallocation();
         }
-        for orphan in self.orphans.all() {
-            if orphan.state().fields().links_count() > 0 {
-                continue;
-            }
-            match self.delete(&orphan) {
-                // Even freeing takes room in the snapshot store. The next open tries again.
-                Err(error @ (Error::NoSpace | Error::SnapshotStoreFull)) => {
-                    log::warn!("the deleted file {} stays for now: {error}", orphan.nr());
-                }
-                other => other?,
-            }
-        }
+        self.finish_all_orphans()?;
         self.finish()
     }
 

@@ -67,10 +67,16 @@ impl Filesystem {
     /// `NotFound`; `Busy` while somebody looks into it; `ReadOnly`, `Corrupt`, `Io`.
     pub fn delete_snapshot(&self, name: &str) -> Result<SnapshotRecord> {
         let _change = self.begin_change();
-        let _one = self.snapshot_operation.lock();
         if let Some(reason) = self.volume.read_only() {
             return Err(Error::ReadOnly { reason });
         }
+        let deleted = self.delete_one(name)?;
+        self.finish_waiting_orphans()?;
+        Ok(deleted)
+    }
+
+    fn delete_one(&self, name: &str) -> Result<SnapshotRecord> {
+        let _one = self.snapshot_operation.lock();
         let snapshots = &self.volume.snapshots;
         let deleted = snapshots.delete(name).inspect_err(|error| {
             if matches!(error, Error::Io { .. } | Error::Device { .. }) {

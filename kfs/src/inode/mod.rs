@@ -53,6 +53,9 @@ pub struct Inode {
     /// Lookups and open handles of all sessions: while there are any, an inode without names stays.
     references: AtomicU64,
     is_deleted: AtomicBool,
+    /// Whether there are blocks behind the end that a truncation has not freed yet. The inode is an orphan
+    /// until they are, so it stays in memory.
+    is_being_cut: AtomicBool,
     /// An inner lock over the extended attributes, which lie in the inode and in a block: shared by
     /// readers, exclusive for a change of both.
     pub(crate) xattrs: RwLock<()>,
@@ -201,6 +204,7 @@ impl Inode {
             state: RwLock::new(Rank::State, state),
             references: AtomicU64::new(0),
             is_deleted: AtomicBool::new(false),
+            is_being_cut: AtomicBool::new(false),
             xattrs: RwLock::new(Rank::Xattrs, ()),
             may_have_capabilities: AtomicBool::new(true),
         }
@@ -322,6 +326,16 @@ impl Inode {
 
     pub(crate) fn set_deleted(&self) {
         self.is_deleted.store(true, Ordering::Release);
+    }
+
+    /// Whether a truncation has left blocks behind the end of the file. Changes with `io` held exclusively.
+    #[must_use]
+    pub(crate) fn is_being_cut(&self) -> bool {
+        self.is_being_cut.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_being_cut(&self, is_being_cut: bool) {
+        self.is_being_cut.store(is_being_cut, Ordering::Release);
     }
 
     /// Whether a capability attribute has to be looked for before content or owner change.

@@ -1,0 +1,135 @@
+//! What cannot be brought about from outside at will: a truncation that had to stop half-way.
+
+use super::{SliceSink, SliceSource, SpaceChange, WriteOptions};
+use crate::e2fsprogs::Image;
+use crate::extent::REWRITE_CREDITS_MIN;
+use crate::fs::{Filesystem, MountOptions};
+use crate::inode::{Inode, Removal, SetAttr};
+use crate::ops::NewNode;
+use kfs_disk::FileDevice;
+use std::sync::Arc;
+
+const BLOCK: u64 = 1024;
+/// Every other block of the file is there. A step is left over where blocks lie in many groups.
+const BLOCKS: u64 = 5000;
+const CUT_TO: u64 = 3 * BLOCK + 100;
+
+/// An image, its volume, and a file of many extents in it.
+fn with_file() -> (Image, Arc<Filesystem>, Arc<Inode>) {
+    let image = Image::make(&["-b", "1024", "-g", "256", "-t", "ext4"], "8M", |_| {});
+    let device = FileDevice::open(image.path()).unwrap();
+    let options = MountOptions {
+        commit_interval: None,
+        ..MountOptions::default()
+    };
+    let fs = Filesystem::open(Arc::new(device), options).unwrap();
+    let root = fs.root().unwrap();
+    let node = NewNode {
+        mode: 0o100_644,
+        ..NewNode::default()
+    };
+    let file = fs.create(&root, b"file", &node).unwrap();
+    for block in (0..BLOCKS).step_by(2) {
+        write(&fs, &file, block * BLOCK, &[0xaa; BLOCK as usize]);
+    }
+    let file = Arc::clone(&file);
+    (image, fs, file)
+}
+
+fn write(fs: &Filesystem, file: &Arc<Inode>, offset: u64, bytes: &[u8]) {
+    let source = &mut SliceSource::new(bytes);
+    let written = fs.write(file, offset, bytes.len(), source, WriteOptions::default());
+    assert_eq!(written.unwrap(), bytes.len());
+}
+
+fn read(fs: &Filesystem, file: &Arc<Inode>) -> Vec<u8> {
+    let mut bytes = vec![0; file.size_bytes() as usize];
+    let len = bytes.len();
+    let read = fs.read(file, 0, len, &mut SliceSink::new(&mut bytes));
+    assert_eq!(read.unwrap(), len);
+    bytes
+}
+
+/// Sets the size and frees some of the blocks behind it, as one step of a truncation.
+fn cut_half(fs: &Filesystem, inode: &Arc<Inode>) {
+    let file = fs.file(inode);
+    let first = CUT_TO.div_ceil(BLOCK);
+    let removal = fs.volume().transact(REWRITE_CREDITS_MIN, |handle| {
+        let removal = file.cut_some(handle, first)?;
+        inode.update(fs.volume(), handle, |state, _| {
+            state.fields_mut().set_size_bytes(CUT_TO);
+        });
+        Ok(removal)
+    });
+    assert_eq!(
+        removal.unwrap(),
+        Removal::More,
+        "the file is too small for this test"
+    );
+    assert!(inode.is_being_cut());
+}
+
+#[test]
+fn what_was_cut_off_never_comes_back() {
+    type Growth = fn(&Filesystem, &Arc<Inode>);
+    let growths: [(&str, Growth); 5] = [
+        ("write", |fs, file| {
+            write(fs, file, (BLOCKS - 1) * BLOCK, b"end");
+        }),
+        ("append", |fs, file| {
+            let options = WriteOptions {
+                append: true,
+                ..WriteOptions::default()
+            };
+            let source = &mut SliceSource::new(&[1; 5000]);
+            fs.write(file, 0, 5000, source, options).unwrap();
+        }),
+        ("truncate", |fs, file| {
+            let size = SetAttr {
+                size_bytes: Some(BLOCKS * BLOCK),
+                ..SetAttr::default()
+            };
+            fs.set_attr(file, &size).unwrap();
+        }),
+        ("allocate", |fs, file| {
+            let change = SpaceChange::Allocate { keep_size: false };
+            let options = WriteOptions::default();
+            fs.change_space(file, 0, BLOCKS * BLOCK, change, options)
+                .unwrap();
+        }),
+        ("allocate behind the end", |fs, file| {
+            let change = SpaceChange::Allocate { keep_size: true };
+            let options = WriteOptions::default();
+            fs.change_space(file, 0, BLOCKS * BLOCK, change, options)
+                .unwrap();
+            let size = SetAttr {
+                size_bytes: Some(BLOCKS * BLOCK),
+                ..SetAttr::default()
+            };
+            fs.set_attr(file, &size).unwrap();
+        }),
+    ];
+    for (name, grow) in growths {
+        let (image, fs, file) = with_file();
+        cut_half(&fs, &file);
+        assert_eq!(read(&fs, &file).len() as u64, CUT_TO, "{name}");
+        grow(&fs, &file);
+        assert!(!file.is_being_cut(), "{name}");
+        let behind = &read(&fs, &file)[CUT_TO as usize..];
+        assert!(!behind.is_empty(), "{name}");
+        assert!(!behind.contains(&0xaa), "{name}: shows what was cut off");
+        fs.close().unwrap();
+        drop(fs);
+        image.check();
+    }
+}
+
+#[test]
+fn the_rest_is_cut_at_the_end() {
+    let (image, fs, file) = with_file();
+    cut_half(&fs, &file);
+    drop(file);
+    fs.close().unwrap();
+    drop(fs);
+    image.check();
+}
