@@ -97,7 +97,7 @@ wait_end "$kfsd_pid" 30 || die "kfsd does not end while it is frozen"
 kfsd_pid=
 wait "$writer" || true
 writer=
-! mountpoint -q "$mnt" || umount "$mnt"
+! mountpoint -q "$mnt" || unmount "$mnt"
 "$bin/kfsctl" --image "$image" check --snapshot one >"$work/check" && sound "$work/check" || die "idle: not clean"
 ! "$bin/kfsctl" --image "$image" freeze 2>"$work/err" || die "an idle image freezes"
 grep -q 'no kfsd serves' "$work/err" || { cat "$work/err"; die "not the error there should be"; }
@@ -108,7 +108,7 @@ mount -o loop "$image" "$mnt"
 [ "$(sha256sum <"$mnt/quiet/large")" = "$sum" ] || die "Linux reads something else"
 [ "$(blocks)" -gt 2500000 ] || die "Linux sees another size"
 dd if=/dev/zero of="$mnt/linux" bs=1M count=50 status=none
-umount "$mnt"
+unmount "$mnt"
 e2fsck -fn "$image" >"$work/fsck" 2>&1 || { cat "$work/fsck"; die "e2fsck finds something after Linux"; }
 ok "a frozen volume is closed in order"
 

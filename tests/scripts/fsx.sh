@@ -60,7 +60,7 @@ if [ "$failed" != 0 ]; then
     keep_evidence
     die "$failed of ${#KINDS[@]} processes failed; again: fsx.sh $operations $seed"
 fi
-umount "$mnt"
+unmount "$mnt"
 wait_end "$kfsd_pid" 60 || die "kfsd does not end after umount"
 wait "$kfsd_pid" || die "kfsd ended with status $?"
 kfsd_pid=

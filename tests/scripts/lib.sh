@@ -46,6 +46,19 @@ start_kfsd() {
     done
 }
 
+# unmount DIR: who looks at all mounts of the machine keeps one busy for a moment.
+unmount() {
+    local waited=0
+    while ! umount "$1" 2>/dev/null; do
+        waited=$((waited + 1))
+        if [ "$waited" -gt 50 ]; then
+            umount "$1"
+            return
+        fi
+        sleep 0.1
+    done
+}
+
 # wait_end PID SECONDS: true when the process has ended within that time.
 wait_end() {
     local waited=0
@@ -86,7 +99,7 @@ tear_down() {
     [ -z "${kfsd_pid:-}" ] || "$bin/kfsctl" --socket "$work/control" thaw >/dev/null 2>&1 || true
     [ -z "${writer:-}" ] || wait "$writer" || true
     for place in mnt "${folders[@]}"; do
-        ! mountpoint -q "$work/$place" || umount "$work/$place"
+        ! mountpoint -q "$work/$place" || unmount "$work/$place"
     done
     [ -z "${kfsd_pid:-}" ] || kill "$kfsd_pid" 2>/dev/null || true
     rm -rf "$work"
@@ -104,7 +117,7 @@ serve() {
 
 # Ends what serve began.
 stop() {
-    umount "$mnt"
+    unmount "$mnt"
     wait_end "$kfsd_pid" 30 || die "kfsd does not end after umount"
     kfsd_pid=
 }

@@ -10,7 +10,7 @@ image=$work/image mnt=$work/mnt
 mkdir "$mnt"
 
 cleanup() {
-    mountpoint -q "$mnt" && umount "$mnt"
+    mountpoint -q "$mnt" && unmount "$mnt"
     [ -z "${kfsd_pid:-}" ] || kill "$kfsd_pid" 2>/dev/null || true
     rm -rf "$work"
 }
@@ -80,7 +80,7 @@ make() {
 
 # unmount_kfs NAME: unmounts and waits for kfsd's end.
 unmount_kfs() {
-    umount "$mnt"
+    unmount "$mnt"
     wait_end "$kfsd_pid" 30 || die "$1: kfsd does not end after umount"
     kfsd_pid=
 }
@@ -97,7 +97,7 @@ judge() {
     e2fsck -fn "$image" >"$work/e2fsck" 2>&1 || { cat "$work/e2fsck"; die "$1: e2fsck complains"; }
     mount -o loop,ro "$image" "$mnt"
     manifest >"$work/linux"
-    umount "$mnt"
+    unmount "$mnt"
     diff -u "$work/kfs" "$work/linux" || die "$1: Linux does not show what kfs wrote"
     echo "$1: the same to kfs and Linux, clean to e2fsck ($(wc -l <"$work/linux") lines)"
     passed=$((passed + 1))
@@ -108,7 +108,7 @@ try() {
     local name=$1
     shift
     make "$@"
-    umount "$mnt"
+    unmount "$mnt"
     compare_kfs "$name"
     change
     sync -f "$mnt"
@@ -123,7 +123,7 @@ try_reading() {
     local name=$1
     shift
     make "$@"
-    umount "$mnt"
+    unmount "$mnt"
     [ -z "${TUNE:-}" ] || tune2fs -O "$TUNE" "$image" >/dev/null 2>&1 || die "$name: tune2fs fails"
     compare_kfs "$name"
     ! touch "$mnt/new" 2>/dev/null || die "$name: can be changed"
@@ -144,7 +144,7 @@ try_dirty() {
     manifest >"$work/linux"
     cp --sparse=always "$image" "$copy"
     exec 7>&- 8<&-
-    umount "$mnt"
+    unmount "$mnt"
     mv "$copy" "$image"
     compare_kfs "$name"
     grep -q 'recovered the journal' "$work/log" || die "$name: there was no journal to replay"

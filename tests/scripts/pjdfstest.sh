@@ -17,7 +17,7 @@ chmod 755 "$work"
 image=$work/image mnt=${1:-$work/mnt} second=$work/second mounted=
 mkdir -p "$mnt" "$second" "$work/bin"
 cleanup() {
-    mountpoint -q "$second" && umount "$second"
+    mountpoint -q "$second" && unmount "$second"
     if [ -n "$mounted" ]; then umount "$mnt" 2>/dev/null || true; fi
     [ -z "${kfsd_pid:-}" ] || kill "$kfsd_pid" 2>/dev/null || true
     rm -rf "$work"
@@ -72,7 +72,7 @@ skipped=$(sed -n 's/^\(.*[^ ]\)  *skipped$/\1/p' "$work/writable" | grep -cv '::
     die "$passed tests passed and $skipped were skipped: $PASSES and $SKIPPED there should be"
 
 if [ -n "$mounted" ]; then
-    umount "$mnt"
+    unmount "$mnt"
     wait_end "$kfsd_pid" 30 || die "kfsd does not end after umount"
     wait "$kfsd_pid" || die "kfsd ended with status $?"
     kfsd_pid=

@@ -70,7 +70,7 @@ done
 mount -o loop,ro "$work/first.img" "$other"
 sums "$other" | diff - "$work/first" || die "the exported snapshot has other content"
 [ ! -e "$other/.kfs" ] || die "the exported image has a store"
-umount "$other"
+unmount "$other"
 ok "exported snapshots are ordinary volumes with what was there"
 
 ctl restore first --path /docs >/dev/null
@@ -101,7 +101,7 @@ cp --sparse=always "$image" "$work/copy.img"
 ! mount -o loop "$work/copy.img" "$other" 2>/dev/null || die "Linux mounts an image with snapshots for writing"
 mount -o loop,ro "$work/copy.img" "$other"
 [ -e "$other/large" ] || die "Linux does not read the image"
-umount "$other"
+unmount "$other"
 "$bin/kfsctl" --image "$image" check >/dev/null || die "kfsctl check finds something"
 ok "Linux mounts it read-only, and only so"
 
@@ -142,11 +142,11 @@ for cloned in "$other/clone.img" "$work/foreign.img"; do
     mount -o loop "$cloned" "$work/third"
     sums "$work/third" | diff - "$work/last" || die "$cloned has other content"
     [ ! -e "$work/third/.kfs" ] || die "the clone has a store"
-    umount "$work/third"
+    unmount "$work/third"
 done
 rm "$image" "$work/foreign.img"
 mv "$work/elsewhere.img" "$image"
-umount "$other"
+unmount "$other"
 ok "a clone shares blocks where the host can do that"
 
 serve --snapshot-dir
@@ -235,7 +235,7 @@ ok "a mounted volume is set back, and open files of before are stale"
 e2fsck -fn "$image" >"$work/e2fsck" 2>&1 || { cat "$work/e2fsck"; die "not clean without snapshots"; }
 mount -o loop "$image" "$other"
 touch "$other/linux-was-here"
-umount "$other"
+unmount "$other"
 ok "without snapshots it is an ordinary volume again"
 
 serve --snapshot-every 1s --snapshot-keep last=2

@@ -20,14 +20,14 @@ cleanup() {
     [ -z "${snapshots:-}" ] || wait "$snapshots" || true
     mountpoint -q "$mnt" && umount -l "$mnt"
     [ -z "${kfsd_pid:-}" ] || kill "$kfsd_pid" 2>/dev/null || true
-    mountpoint -q "$host" && umount "$host"
+    mountpoint -q "$host" && unmount "$host"
     rm -rf "$work"
 }
 trap cleanup EXIT
 
 # end NAME: unmounts, waits for kfsd, and lets e2fsck judge.
 end() {
-    umount "$mnt"
+    unmount "$mnt"
     wait_end "$kfsd_pid" 120 || die "$1: kfsd does not end after umount"
     wait "$kfsd_pid" || { tail -n 20 "$work/log" >&2; die "$1: kfsd ended with status $?"; }
     kfsd_pid=
@@ -95,7 +95,7 @@ mount -o remount,size=600m "$host"
 start_kfsd "$work/log" --image "$host/image" --mount "$mnt" --control-socket none
 diff -r "$top/kfs/src" "$mnt/kept/src" || die "the host full: synced files are lost"
 echo again >"$mnt/again"
-umount "$mnt"
+unmount "$mnt"
 wait_end "$kfsd_pid" 60 || die "the host full: kfsd does not end after umount"
 wait "$kfsd_pid" || die "the host full: kfsd ended with status $?"
 kfsd_pid=

@@ -67,6 +67,29 @@ fn walk(
     Ok(())
 }
 
+/// Up to three paths in which pictures differ, in words.
+#[must_use]
+pub fn difference(expected: &BTreeMap<String, String>, shown: &BTreeMap<String, String>) -> String {
+    let differs = |path: &&String| expected.get(*path) != shown.get(*path);
+    let mut paths: Vec<&String> = expected
+        .keys()
+        .chain(shown.keys())
+        .filter(differs)
+        .collect();
+    paths.dedup();
+    paths
+        .iter()
+        .take(3)
+        .map(|path| {
+            format!(
+                "{path}: {:?} became {:?}\n",
+                expected.get(*path),
+                shown.get(*path)
+            )
+        })
+        .collect()
+}
+
 fn describe(fs: &Filesystem, inode: &Arc<Inode>) -> Result<String> {
     let attr = fs.attr(inode);
     let mut text = format!(

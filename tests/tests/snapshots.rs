@@ -14,7 +14,7 @@ use kfs_disk::testing::{CrashDevice, SplitMix64};
 use kfs_disk::{BlockDevice, MemoryDevice};
 use kfs_tests::e2fsprogs;
 use kfs_tests::power_cut::{Effort, Picture, Reached, cut_everywhere, formatted, open};
-use kfs_tests::tree::picture;
+use kfs_tests::tree::{difference, picture};
 use kfs_tests::variables::{number, seeds};
 use kfs_tests::workload::Workload;
 use std::sync::Arc;
@@ -225,27 +225,6 @@ fn clear_feature(device: &MemoryDevice) {
     raw.s_feature_ro_compat.set(features.bits());
     raw.seal();
     device.write_at(1024, raw.as_bytes()).expect("writes");
-}
-
-fn difference(expected: &Picture, shown: &Picture) -> String {
-    let differs = |path: &&String| expected.get(*path) != shown.get(*path);
-    let mut paths: Vec<&String> = expected
-        .keys()
-        .chain(shown.keys())
-        .filter(differs)
-        .collect();
-    paths.dedup();
-    paths
-        .iter()
-        .take(3)
-        .map(|path| {
-            format!(
-                "{path}: {:?} became {:?}\n",
-                expected.get(*path),
-                shown.get(*path)
-            )
-        })
-        .collect()
 }
 
 fn run(seed: u64, steps: u64) -> Done {
@@ -548,88 +527,5 @@ fn snapshots_show_what_was() {
             done.created > 3 && done.deleted > 3 && done.compared > 10,
             "{done:?}"
         );
-    }
-}
-
-/// Threads that write all the time, while snapshots come and go: what one shows first it shows to the
-/// end.
-#[test]
-fn others_go_on_writing() {
-    const THREADS: u64 = 3;
-    let device = Arc::new(formatted(96 << 20, &options(2)));
-    let fs = open(Arc::clone(&device) as Arc<dyn BlockDevice>).expect("opens");
-    let root = fs.root().expect("root");
-    for thread in 0..THREADS {
-        let node = kfs::NewNode {
-            mode: 0o040_755,
-            ..kfs::NewNode::default()
-        };
-        let name = format!("t{thread}");
-        fs.create(&root, name.as_bytes(), &node).expect("creates");
-    }
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    let mut kept: Vec<(String, Picture)> = Vec::new();
-    let mut compared = 0;
-    std::thread::scope(|scope| {
-        for thread in 0..THREADS {
-            let (fs, stop) = (&fs, &stop);
-            scope.spawn(move || {
-                let home = format!("t{thread}/");
-                let mut workload = Workload::within(Arc::clone(fs), &home, thread);
-                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                    let done = workload.operate().map(|_| ());
-                    let done = done.and_then(|()| workload.overwrite().map(|_| ()));
-                    match done {
-                        Ok(()) | Err(Error::NoSpace | Error::SnapshotStoreFull) => {}
-                        Err(error) => panic!("{error}"),
-                    }
-                }
-            });
-        }
-        // The threads end whatever happens here.
-        let _stop = StopAtEnd(&stop);
-        let rounds = number("KFS_SNAPSHOT_ROUNDS").unwrap_or(30);
-        for round in 0..rounds {
-            let name = format!("s{round}");
-            match fs.create_snapshot(&name, "") {
-                Ok(_) => {
-                    let view = fs.open_snapshot(&name).expect("opens");
-                    kept.push((name, picture(&view).expect("walks")));
-                }
-                Err(Error::NoSpace | Error::SnapshotStoreFull) => {}
-                Err(error) => panic!("{error}"),
-            }
-            if kept.len() > 4 {
-                let (name, shown) = kept.remove((round % 5) as usize);
-                let view = fs.open_snapshot(&name).expect("opens");
-                let now = picture(&view).expect("walks");
-                assert!(now == shown, "{name}: {}", difference(&shown, &now));
-                assert!(matches!(fs.delete_snapshot(&name), Err(Error::Busy)));
-                drop(view);
-                fs.delete_snapshot(&name).expect("deletes");
-                compared += 1;
-            }
-        }
-    });
-    assert!(compared > 10, "{compared} compared");
-    fs.close().expect("closes");
-    drop(fs);
-    let fs = open(Arc::clone(&device) as Arc<dyn BlockDevice>).expect("opens again");
-    for (name, shown) in kept {
-        let view = fs.open_snapshot(&name).expect("opens");
-        let now = picture(&view).expect("walks");
-        assert!(now == shown, "{name}: {}", difference(&shown, &now));
-        drop(view);
-        fs.delete_snapshot(&name).expect("deletes");
-    }
-    fs.close().expect("closes");
-    kfs_tests::check::assert_clean(device, "after all");
-}
-
-struct StopAtEnd<'a>(&'a std::sync::atomic::AtomicBool);
-
-impl Drop for StopAtEnd<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
     }
 }

@@ -1,19 +1,32 @@
 //! Writing over data that a snapshot sees: to new blocks, and the file's extents change to them.
 //!
 //! Nothing is copied but what a write leaves of its first and last block. The old blocks are freed and
-//! stay as they are, for the snapshot. Readers of the file are kept out meanwhile: one that has looked
-//! up the old block must have read it before a deletion of the snapshot gives it away.
+//! stay as they are, for the snapshot.
+//!
+//! Within the file, others read and write meanwhile. What is kept stays kept while a write goes on (a
+//! deletion of the snapshot waits for those that have begun), so two who write to the same block both
+//! move it; the second sees that its place has changed. One who reads may have looked up the old block
+//! and read it only when it was given away: the inode counts moves, and a reader who met one looks again.
 
 use super::write::{CREDITS_RUN, CREDITS_SIZE, WriteOptions};
-use super::{DataSource, File};
+use super::{DataSource, File, SliceSource};
 use crate::allocator::Reservation;
 use crate::error::{Error, Result};
-use crate::extent::{Mapping, REWRITE_CREDITS_MIN};
+use crate::extent::{Extent, Mapping, REWRITE_CREDITS_MIN};
 use crate::ids::{BlockNr, LogicalBlock};
 use std::io::{IoSlice, IoSliceMut};
 
 /// Blocks moved at a time.
 const MOVED_BLOCKS_MAX: u32 = 2048;
+
+/// What was written for blocks that a snapshot keeps, and is not the file's yet.
+struct Moved {
+    reservation: Reservation,
+    /// Blocks of it that the write needs.
+    count: u32,
+    /// Bytes of the source that are in them.
+    bytes: u64,
+}
 
 impl File<'_> {
     /// Whether a snapshot sees a block that a write of `offset..end` would change, the block at the end
@@ -48,21 +61,79 @@ impl File<'_> {
     }
 
     /// Writes to new blocks what belongs over `len` kept ones from `physical` on, and returns the
-    /// number of bytes. The file then ends at the end of the write at least, if it `grows`.
+    /// number of bytes. The file then ends at the end of the write at least, if it `grows`. The io lock is
+    /// held exclusively.
     pub(super) fn write_moved(
+        self,
+        logical: LogicalBlock,
+        old: (BlockNr, u32),
+        (at, end): (u64, u64),
+        source: &mut dyn DataSource,
+        options: WriteOptions,
+        grows: bool,
+    ) -> Result<u64> {
+        let mut moved = self.write_elsewhere(logical, old, (at, end), source, options)?;
+        let end_of_file = if grows { at + moved.bytes } else { 0 };
+        let range = (logical, moved.count);
+        let change = Some((end_of_file, options));
+        self.enter_moved(&mut moved.reservation, range, false, change)?;
+        Ok(moved.bytes)
+    }
+
+    /// As [`File::write_moved`] within the file, with the io lock shared: others read and write meanwhile.
+    ///
+    /// Who else has moved a block first wins, and what was written for it here is written once more, over
+    /// theirs: parts of the block that this write leaves alone may have changed.
+    pub(super) fn move_over(
         self,
         logical: LogicalBlock,
         (physical, len): (BlockNr, u32),
         (at, end): (u64, u64),
         source: &mut dyn DataSource,
         options: WriteOptions,
-        grows: bool,
     ) -> Result<u64> {
+        self.inode.check_extents()?;
+        let old = (physical, len);
+        let mut moved = self.write_elsewhere(logical, old, (at, end), source, options)?;
+        let expected = Extent {
+            logical,
+            physical,
+            len: moved.count,
+            unwritten: false,
+        };
+        let one_at_a_time = self.inode.allocation.lock();
+        if self.is_still(expected)? {
+            let range = (logical, moved.count);
+            self.inode.begin_move();
+            let entered =
+                self.enter_moved(&mut moved.reservation, range, false, Some((0, options)));
+            self.inode.end_move();
+            return entered.map(|()| moved.bytes);
+        }
+        drop(one_at_a_time);
+        let mut bytes = vec![0; moved.bytes as usize];
+        let written = moved.reservation.run().start;
+        self.read_old(written, self.within_block(at), &mut bytes)?;
+        let source = &mut SliceSource::new(&bytes);
+        let bytes = self.overwrite(at, at + moved.bytes, source, options)?;
+        Ok(bytes as u64)
+    }
+
+    /// Reserves blocks for a write over kept ones, and fills them: with what is written, and what it leaves
+    /// of its first and last block.
+    fn write_elsewhere(
+        self,
+        logical: LogicalBlock,
+        (physical, len): (BlockNr, u32),
+        (at, end): (u64, u64),
+        source: &mut dyn DataSource,
+        options: WriteOptions,
+    ) -> Result<Moved> {
         let block_size = self.volume.block_size();
         let within = self.within_block(at);
         let wanted = self.blocks_spanned(at, end).min(len).min(MOVED_BLOCKS_MAX);
         let goal = self.inode.goal(self.volume, logical)?;
-        let mut reservation = self.reserve_run(goal, wanted, options.privileged)?;
+        let reservation = self.reserve_run(goal, wanted, options.privileged)?;
         let run = reservation.run();
         let count = run.len.min(wanted);
         let bytes = (u64::from(count) * block_size - within).min(end - at);
@@ -78,11 +149,11 @@ impl File<'_> {
             all.push(IoSlice::new(&tail));
             self.volume.write_data(run.start, 0, &all)
         })?;
-        let end_of_file = if grows { at + bytes } else { 0 };
-        let range = (logical, count);
-        let change = Some((end_of_file, options));
-        self.enter_moved(&mut reservation, range, false, change)?;
-        Ok(bytes)
+        Ok(Moved {
+            reservation,
+            count,
+            bytes,
+        })
     }
 
     fn read_old(self, physical: BlockNr, offset: u64, buf: &mut [u8]) -> Result<()> {

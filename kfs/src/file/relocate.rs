@@ -71,7 +71,7 @@ impl File<'_> {
     }
 
     /// Whether the file has this extent, or part of one, still where it was.
-    fn is_still(self, piece: Extent) -> Result<bool> {
+    pub(super) fn is_still(self, piece: Extent) -> Result<bool> {
         let mut done = 0;
         while done < piece.len {
             let Some(logical) = piece.logical.checked_plus(done) else {

@@ -1,12 +1,15 @@
-//! What cannot be brought about from outside at will: a truncation that had to stop half-way.
+//! What cannot be brought about from outside at will: a truncation that had to stop half-way, and a
+//! reader who is late.
 
-use super::{SliceSink, SliceSource, SpaceChange, WriteOptions};
+use super::{DataSink, SliceSink, SliceSource, SpaceChange, WriteOptions};
 use crate::e2fsprogs::Image;
+use crate::error::Result;
 use crate::extent::REWRITE_CREDITS_MIN;
 use crate::fs::{Filesystem, MountOptions};
 use crate::inode::{Inode, Removal, SetAttr};
 use crate::ops::NewNode;
 use kfs_disk::FileDevice;
+use std::io::IoSliceMut;
 use std::sync::Arc;
 
 const BLOCK: u64 = 1024;
@@ -129,6 +132,72 @@ fn the_rest_is_cut_at_the_end() {
     let (image, fs, file) = with_file();
     cut_half(&fs, &file);
     drop(file);
+    fs.close().unwrap();
+    drop(fs);
+    image.check();
+}
+
+/// A reader who has looked up where the data is, and falls asleep for long enough that others do much.
+struct Late<'a> {
+    bytes: Vec<u8>,
+    meanwhile: &'a (dyn Fn() + Sync),
+}
+
+impl DataSink for Late<'_> {
+    fn fill(
+        &mut self,
+        len: usize,
+        read: &mut dyn FnMut(&mut [IoSliceMut<'_>]) -> Result<()>,
+    ) -> Result<()> {
+        std::thread::scope(|scope| {
+            scope.spawn(self.meanwhile);
+        });
+        self.bytes = vec![0; len];
+        read(&mut [IoSliceMut::new(&mut self.bytes)])
+    }
+
+    fn zeros(&mut self, len: usize) -> Result<()> {
+        self.bytes = vec![0; len];
+        Ok(())
+    }
+}
+
+#[test]
+fn a_late_reader_sees_nothing_of_others() {
+    let (image, fs, _) = with_file();
+    let root = fs.root().unwrap();
+    let node = NewNode {
+        mode: 0o100_644,
+        ..NewNode::default()
+    };
+    let read = fs.create(&root, b"read", &node).unwrap();
+    let other = fs.create(&root, b"other", &node).unwrap();
+    write(&fs, &read, 0, &[0xaa; BLOCK as usize]);
+    fs.create_snapshot("one", "").unwrap();
+    let meanwhile = || {
+        write(&fs, &read, 0, &[0xbb; BLOCK as usize]);
+        fs.delete_snapshot("one").unwrap();
+        fs.sync().unwrap();
+        // All that is free now, the block that the reader has found among it.
+        let bytes = [0xee; BLOCK as usize];
+        let options = WriteOptions {
+            append: true,
+            privileged: true,
+            ..WriteOptions::default()
+        };
+        let append = || {
+            let source = &mut SliceSource::new(&bytes);
+            fs.write(&other, 0, bytes.len(), source, options)
+        };
+        while append().is_ok() {}
+    };
+    let mut sink = Late {
+        bytes: Vec::new(),
+        meanwhile: &meanwhile,
+    };
+    fs.read(&read, 0, BLOCK as usize, &mut sink).unwrap();
+    assert_eq!(sink.bytes, [0xbb; BLOCK as usize]);
+    drop((root, read, other));
     fs.close().unwrap();
     drop(fs);
     image.check();

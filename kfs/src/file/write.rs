@@ -60,7 +60,7 @@ impl File<'_> {
         if let Some(written) = self.write_shared(offset, len, source, options)? {
             return Ok(written);
         }
-        // A snapshot sees what would be overwritten: the file's blocks change.
+        // A file that grows while a snapshot sees blocks of the range, which is rare, or one to be cut first.
         let _io = self.inode.io.write();
         let _data = self.volume.begin_data_write();
         self.check_alive()?;
@@ -73,8 +73,8 @@ impl File<'_> {
         self.write_allocating(&mut ahead, offset, len, source, options)
     }
 
-    /// Writes together with other readers and writers of the file, unless a snapshot sees what would be
-    /// overwritten: then nothing was done.
+    /// Writes together with other readers and writers of the file, unless the file grows and a snapshot
+    /// sees what would be overwritten: then nothing was done.
     fn write_shared(
         self,
         offset: u64,
@@ -100,13 +100,11 @@ impl File<'_> {
                 .map(Some);
         }
         let end = self.write_end(offset, len)?;
+        if end <= self.inode.size_bytes() && self.is_written(offset, end)? {
+            return self.overwrite(offset, end, source, options).map(Some);
+        }
         if self.meets_kept(offset, end)? {
             return Ok(None);
-        }
-        if end <= self.inode.size_bytes() && self.is_written(offset, end)? {
-            self.overwrite(offset, end, source)?;
-            self.touch(options)?;
-            return Ok(Some((end - offset) as usize));
         }
         let mut ahead = self.inode.allocation.lock();
         self.write_allocating(&mut ahead, offset, len, source, options)
@@ -138,8 +136,17 @@ impl File<'_> {
         Ok(true)
     }
 
-    fn overwrite(self, offset: u64, end: u64, source: &mut dyn DataSource) -> Result<()> {
+    /// Writes over data, in place or, where a snapshot sees that, to new blocks. Returns the bytes written:
+    /// fewer only when there is no space for more.
+    pub(super) fn overwrite(
+        self,
+        offset: u64,
+        end: u64,
+        source: &mut dyn DataSource,
+        options: WriteOptions,
+    ) -> Result<usize> {
         let mut at = offset;
+        let mut is_stamped = false;
         while at < end {
             let logical = self.block_of(at)?;
             let mapping = self
@@ -149,9 +156,23 @@ impl File<'_> {
             let Mapping::Mapped { physical, len } = mapping else {
                 return Err(Error::Invalid);
             };
-            at += self.write_mapped(physical, len, at, end, source)?;
+            let (is_kept, len) = self.volume.kept_run(physical, len)?;
+            if !is_kept {
+                at += self.write_mapped(physical, len, at, end, source)?;
+                continue;
+            }
+            let old = (physical, len);
+            match self.move_over(logical, old, (at, end), source, options) {
+                Ok(bytes) => at += bytes,
+                Err(Error::NoSpace) if at > offset => break,
+                Err(error) => return Err(error),
+            }
+            is_stamped = true;
         }
-        Ok(())
+        if !is_stamped {
+            self.touch(options)?;
+        }
+        Ok((at - offset) as usize)
     }
 
     /// Writes into blocks that hold data already, and returns the number of bytes.

@@ -84,20 +84,27 @@ impl Filesystem {
             }
         })?;
         while snapshots.settle_some(deleted.id) {}
-        let is_last = snapshots.list().is_empty();
-        if is_last {
+        self.review_kept()?;
+        if snapshots.list().is_empty() {
             self.volume.journal.quiesce(|| {
                 snapshots.deactivate();
                 Ok(())
             })?;
-        }
-        for group in self.volume.allocator.groups_with_kept() {
-            self.volume.allocator.review_kept(group)?;
-        }
-        if is_last {
+            // What was freed in between may have been taken for kept.
+            self.review_kept()?;
             self.remove_store()?;
         }
         Ok(deleted)
+    }
+
+    /// Gives back what no snapshot keeps any more. What is kept stays so while data is being written: who
+    /// writes has looked at it before, and has chosen by it where to.
+    fn review_kept(&self) -> Result<()> {
+        for group in self.volume.allocator.groups_with_kept() {
+            let _stopped = self.volume.stop_data_writes();
+            self.volume.allocator.review_kept(group)?;
+        }
+        Ok(())
     }
 
     /// All snapshots, oldest first.

@@ -33,7 +33,7 @@ pub(crate) use create::{NewInode, PlannedInode};
 pub(crate) use orphan::{CREDITS_ORPHAN, Orphans};
 use parking_lot::RwLockReadGuard;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::time::Duration;
 pub(crate) use table::InodeTable;
 
@@ -56,6 +56,8 @@ pub struct Inode {
     /// Whether there are blocks behind the end that a truncation has not freed yet. The inode is an orphan
     /// until they are, so it stays in memory.
     is_being_cut: AtomicBool,
+    /// Counts the moves of data that readers do not wait for: odd while one goes on.
+    moves: AtomicU64,
     /// An inner lock over the extended attributes, which lie in the inode and in a block: shared by
     /// readers, exclusive for a change of both.
     pub(crate) xattrs: RwLock<()>,
@@ -205,6 +207,7 @@ impl Inode {
             references: AtomicU64::new(0),
             is_deleted: AtomicBool::new(false),
             is_being_cut: AtomicBool::new(false),
+            moves: AtomicU64::new(0),
             xattrs: RwLock::new(Rank::Xattrs, ()),
             may_have_capabilities: AtomicBool::new(true),
         }
@@ -332,6 +335,28 @@ impl Inode {
     #[must_use]
     pub(crate) fn is_being_cut(&self) -> bool {
         self.is_being_cut.load(Ordering::Acquire)
+    }
+
+    /// To be called before a mapping is looked up whose blocks are to be read.
+    pub(crate) fn moves(&self) -> u64 {
+        self.moves.load(Ordering::SeqCst)
+    }
+
+    /// Whether data was being moved when, or since, [`Inode::moves`] said that: what was read from where it
+    /// was then may be somebody else's.
+    pub(crate) fn has_moved_since(&self, moves: u64) -> bool {
+        fence(Ordering::SeqCst);
+        moves % 2 == 1 || self.moves() != moves
+    }
+
+    /// Data is about to have another place, with `io` shared and `allocation` held.
+    pub(crate) fn begin_move(&self) {
+        self.moves.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// The data has it.
+    pub(crate) fn end_move(&self) {
+        self.moves.fetch_add(1, Ordering::SeqCst);
     }
 
     pub(crate) fn set_being_cut(&self, is_being_cut: bool) {
