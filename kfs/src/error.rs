@@ -96,6 +96,18 @@ pub enum Error {
         /// Why.
         why: &'static str,
     },
+    /// The volume cannot be as small as is wanted.
+    #[error("what is on the volume needs {minimum_bytes} bytes: it cannot be smaller than that")]
+    TooSmall {
+        /// The smallest size, about.
+        minimum_bytes: u64,
+    },
+    /// The volume cannot be made smaller.
+    #[error("the volume cannot be made smaller: {why}")]
+    Shrink {
+        /// Why, and what to do about it.
+        why: String,
+    },
     /// The volume had another size when the snapshot was taken.
     #[error(
         "the volume had another size when the snapshot was taken: restore files of it, or export it"

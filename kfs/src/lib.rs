@@ -42,6 +42,7 @@ pub use snapshot::{SnapshotRecord, SnapshotUsage};
 pub use time::{Clock, FixedClock, SystemClock, Timestamp};
 pub use tools::{
     Candidate, Change, ChangeKind, Defrag, DefragOptions, DefragProgress, ExportError, FileLayout,
-    FileVersion, MapCell, MappedExtent, Restored, Skipped, Survey, TreeCursor, VolumeMap, resolve,
+    FileVersion, MapCell, MappedExtent, Restored, ShrinkPhase, ShrinkProgress, Shrunk, Skipped,
+    Survey, TreeCursor, VolumeMap, minimum_size, resolve, shrink,
 };
 pub use xattr::{SetMode, XattrName};

@@ -99,10 +99,11 @@ pub(crate) enum Command {
     Sync,
     /// Let a kfsd forget metadata that it can read again
     DropCaches,
-    /// Make a volume larger, in use or not
+    /// Make a volume larger, in use or not, or an idle one smaller
     ///
-    /// An image file is made longer; a block device has to be that long already. Interrupted, the volume
-    /// has some size in between, and the same command goes on.
+    /// An image file is made longer or shorter; a block device has to be long enough already. Interrupted,
+    /// the volume is whole and has some size in between, and the same command goes on. To make it smaller
+    /// takes --image, with no kfsd that serves it: what lies behind the new end is moved first.
     Resize {
         /// The new size: a number with K, M, G or T; with + what is added; or max for all of the device
         #[arg(value_name = "[+]SIZE|max")]

@@ -9,6 +9,7 @@ mod image;
 mod metrics;
 mod render;
 mod resize;
+mod shrink;
 mod target;
 mod top;
 mod volume;

@@ -1,6 +1,7 @@
-//! `kfsctl resize`: a larger volume.
+//! `kfsctl resize`: a larger volume, or a smaller one on an image that nobody serves (`shrink.rs`).
 
 use crate::args::Target;
+use crate::shrink;
 use crate::target::Executor;
 use anyhow::Context;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
@@ -12,8 +13,8 @@ use std::str::FromStr;
 /// The size that is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Size {
-    bytes: u64,
-    is_added: bool,
+    pub(crate) bytes: u64,
+    pub(crate) is_added: bool,
 }
 
 impl FromStr for Size {
@@ -59,13 +60,19 @@ struct Progress {
     next: Option<u32>,
 }
 
-/// Makes the volume larger and tells what it is then.
+/// Gives the volume another size and tells what it is then.
 pub(crate) fn run(target: &Target, size: Size, as_json: bool) -> anyhow::Result<()> {
     let mut executor = Executor::find(target, false)?;
-    let grown = grow(&mut executor, size);
-    let finished = executor.finish();
-    let (before, after) = grown?;
-    finished?;
+    let (before, after) = if let Some(shrinkable) = shrink::wanted(&executor, size) {
+        executor.finish()?;
+        shrink::run(shrinkable, size.bytes)?
+    } else {
+        let grown = grow(&mut executor, size);
+        let finished = executor.finish();
+        let sizes = grown?;
+        finished?;
+        sizes
+    };
     if as_json {
         return crate::print(&format!(
             "{}\n",

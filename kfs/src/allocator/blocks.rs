@@ -97,7 +97,8 @@ impl GroupTable {
     fn search(&self, goal: BlockNr, len: u32) -> Result<(GroupNr, ClearRun)> {
         let geometry = &self.geometry;
         let first = BlockNr(geometry.first_data_block.into());
-        let goal = if geometry.contains_block(goal) {
+        let is_usable = goal.0 < self.fence.load(Relaxed);
+        let goal = if is_usable && geometry.contains_block(goal) {
             goal
         } else {
             first
@@ -141,9 +142,7 @@ impl GroupTable {
         let mut failure = None;
         let mut longest = 0;
         let mut looks = 0;
-        let groups = (home.0..self.geometry.groups_count())
-            .chain(0..home.0)
-            .map(GroupNr);
+        let groups = (home.0..self.usable_groups()).chain(0..home.0).map(GroupNr);
         for nr in groups {
             let run_max = self.group(nr).run_max.load(Relaxed);
             if run_max < least {
@@ -193,9 +192,7 @@ impl GroupTable {
         let mut state = self.lock(nr);
         self.load_blocks(nr, &mut state)?;
         let map = state.blocks.as_ref().expect("just loaded");
-        let end = at
-            .saturating_add(len)
-            .min(self.geometry.blocks_in_group(nr));
+        let end = at.saturating_add(len).min(self.usable_blocks(nr));
         let free = bitmap::next_set(&map.busy, at..end) - at;
         if free < len.min(ENOUGH_AT_GOAL) {
             return Ok(None);
@@ -239,7 +236,7 @@ impl GroupTable {
     /// The best run of a group: whole, aligned where large, near after `want.from`; else the
     /// longest there is, which is noted for later searches.
     fn best_run(&self, nr: GroupNr, busy: &[u64], want: Want) -> Option<ClearRun> {
-        let end = self.geometry.blocks_in_group(nr);
+        let end = self.usable_blocks(nr);
         let run_max = self.group(nr).run_max.load(Relaxed);
         let align = ALIGNMENT_BYTES >> self.geometry.block_size_bits;
         let phase = (self.geometry.group_first_block(nr).0 % u64::from(align)) as u32;

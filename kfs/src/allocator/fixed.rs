@@ -62,6 +62,19 @@ impl FixedRuns {
         }
     }
 
+    /// Takes a range out.
+    pub(super) fn remove(&mut self, start: u64, end: u64) {
+        let first = self.ranges.partition_point(|range| range.1 <= start);
+        let behind = self.ranges.partition_point(|range| range.0 < end);
+        if start >= end || first >= behind {
+            return;
+        }
+        let left = (self.ranges[first].0, start);
+        let right = (end, self.ranges[behind - 1].1);
+        let rest = [left, right].into_iter().filter(|range| range.0 < range.1);
+        self.ranges.splice(first..behind, rest);
+    }
+
     /// The parts of the runs that lie in `start..end`, as half-open ranges.
     pub(super) fn within(&self, start: u64, end: u64) -> impl Iterator<Item = (u64, u64)> {
         let first = self
@@ -108,5 +121,20 @@ mod tests {
         assert_eq!(fixed.within(17, 20).next(), None);
         assert_eq!(fixed.first_in(run(0, 11)), Some(BlockNr(10)));
         assert_eq!(fixed.first_in(run(25, 1000)), None);
+    }
+
+    #[test]
+    fn what_is_taken_out_is_gone() {
+        let removed = |start, end| {
+            let mut fixed = FixedRuns::from_runs(&[run(10, 5), run(20, 5), run(30, 5)]);
+            fixed.remove(start, end);
+            fixed.ranges
+        };
+        assert_eq!(removed(0, 10), [(10, 15), (20, 25), (30, 35)]);
+        assert_eq!(removed(12, 12), [(10, 15), (20, 25), (30, 35)]);
+        assert_eq!(removed(12, 13), [(10, 12), (13, 15), (20, 25), (30, 35)]);
+        assert_eq!(removed(12, 32), [(10, 12), (32, 35)]);
+        assert_eq!(removed(20, 25), [(10, 15), (30, 35)]);
+        assert_eq!(removed(0, 99), []);
     }
 }

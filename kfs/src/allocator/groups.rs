@@ -38,7 +38,9 @@ pub(super) struct GroupTable {
     pub(super) desc_buffers: RwLock<Vec<Arc<Buffer>>>,
     pub(super) fixed: RwLock<FixedRuns>,
     /// Blocks of the journal and the like, in use but of no file.
-    protected: OnceLock<FixedRuns>,
+    protected: RwLock<FixedRuns>,
+    /// From this block on nothing is handed out: the volume is about to end here.
+    pub(super) fence: AtomicU64,
     pub(super) totals: Totals,
     pub(super) pending: PendingFrees,
     /// In the lower half: no run of allocatable blocks is longer. A hint to searches.
@@ -277,7 +279,8 @@ impl GroupTable {
             cache,
             groups: GroupList::new(groups),
             desc_buffers: RwLock::new(desc_buffers),
-            protected: OnceLock::new(),
+            protected: RwLock::default(),
+            fence: AtomicU64::new(u64::MAX),
             totals,
             pending: PendingFrees::default(),
             run_bound: AtomicU64::new(u32::MAX.into()),
@@ -314,12 +317,12 @@ impl GroupTable {
     }
 
     pub(super) fn protect(&self, runs: &[Run]) {
-        let _ = self.protected.set(FixedRuns::from_runs(runs));
+        *self.protected.write() = FixedRuns::from_runs(runs);
     }
 
     /// The first block of a run that belongs to the volume itself.
     pub(super) fn fixed_block_in(&self, run: Run) -> Option<BlockNr> {
-        let protected = || self.protected.get().and_then(|runs| runs.first_in(run));
+        let protected = || self.protected.read().first_in(run);
         self.fixed.read().first_in(run).or_else(protected)
     }
 

@@ -78,10 +78,12 @@ impl GroupTable {
         } else {
             parent_group
         };
+        let groups = self.usable_groups();
+        let home = home.0.min(groups - 1);
         let mut failure = None;
         // Groups without free blocks are left for the second round: the inode's data would be far.
         for blocks_too in [true, false] {
-            for nr in near_groups(home.0, geometry.groups_per_flex, geometry.groups_count()) {
+            for nr in near_groups(home, geometry.groups_per_flex, groups) {
                 let group = self.group(GroupNr(nr));
                 if group.available_inodes.load(Relaxed) == 0
                     || (blocks_too && group.available_blocks.load(Relaxed) == 0)

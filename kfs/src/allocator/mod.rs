@@ -29,6 +29,7 @@ mod kept;
 mod pending;
 mod placement;
 mod reservation;
+mod shrink;
 
 #[cfg(test)]
 mod tests;
@@ -44,6 +45,7 @@ pub(crate) use grow::{ADD_GROUP_CREDITS, EXTEND_CREDITS, NewGroup};
 pub use inodes::InodeReservation;
 pub use kept::{KeptBlocks, LiveBitmap};
 pub use reservation::Reservation;
+pub(crate) use shrink::{GoneGroup, REMOVE_GROUP_CREDITS, SHORTEN_CREDITS};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -118,7 +120,7 @@ impl Allocator {
     }
 
     /// Declares blocks that are in use but of no file (those of the journal): files that claim them
-    /// are corrupt. The first call counts, later ones do nothing.
+    /// are corrupt. Those of earlier calls no longer are.
     pub fn protect(&self, runs: &[Run]) {
         self.table.protect(runs);
     }
@@ -422,6 +424,80 @@ impl Allocator {
     /// Adds a group: from now on others allocate from it.
     pub(crate) fn add_group(&self, handle: &mut Handle<'_>, new: NewGroup) {
         self.table.add_group(handle, new);
+    }
+
+    /// From now on nothing is handed out that lies behind the first `blocks_count` blocks; inodes of the
+    /// groups that begin there neither.
+    pub(crate) fn set_fence(&self, blocks_count: u64) {
+        self.table.set_fence(blocks_count);
+    }
+
+    /// The inodes of a group that are in use, reserved ones included.
+    ///
+    /// # Errors
+    /// `Corrupt` for a damaged group, `Io`.
+    pub(crate) fn used_inodes(&self, group: GroupNr) -> Result<Vec<InodeNr>> {
+        self.table.used_inodes(group)
+    }
+
+    /// Blocks of a group that are free, and how many runs they make, of those with an index below `end`.
+    ///
+    /// # Errors
+    /// `Corrupt` for a damaged group, `Io`.
+    pub(crate) fn free_runs(&self, group: GroupNr, end: u32) -> Result<(u32, u32)> {
+        self.table.free_runs(group, end)
+    }
+
+    /// Blocks that are in use, and no fixed metadata, from block `end` on.
+    ///
+    /// # Errors
+    /// `Corrupt` for a damaged group, `Io`.
+    pub(crate) fn used_behind(&self, end: BlockNr) -> Result<u64> {
+        self.table.used_behind(end.0)
+    }
+
+    /// Blocks of fixed metadata before block `end`.
+    pub(crate) fn fixed_before(&self, end: BlockNr) -> u64 {
+        let fixed = self.table.fixed.read();
+        fixed.within(0, end.0).map(|(start, end)| end - start).sum()
+    }
+
+    /// Where block bitmap, inode bitmap and inode table of a group lie.
+    ///
+    /// # Errors
+    /// `Corrupt` for a damaged group.
+    pub(crate) fn metadata_runs(&self, group: GroupNr) -> Result<[Run; 3]> {
+        self.table.metadata_runs(group)
+    }
+
+    /// Looks at the last group, which is to go.
+    ///
+    /// # Errors
+    /// `Busy` when something is in it, `Corrupt`, `Io`.
+    pub(crate) fn prepare_removal(&self) -> Result<GoneGroup> {
+        self.table.prepare_removal()
+    }
+
+    /// Takes the last group away, and frees fixed metadata elsewhere. The volume is then as `after` says.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`; nothing has changed then.
+    pub(crate) fn remove_group(
+        &self,
+        handle: &mut Handle<'_>,
+        gone: &GoneGroup,
+        freed: &[Run],
+        after: &Geometry,
+    ) -> Result<()> {
+        self.table.remove_group(handle, gone, freed, after)
+    }
+
+    /// Makes the last group shorter, down to `blocks_count` blocks of the volume, and returns by how many.
+    ///
+    /// # Errors
+    /// `Busy` when something is there, `Corrupt`, `Io`; nothing has changed then.
+    pub(crate) fn shorten_last(&self, handle: &mut Handle<'_>, blocks_count: u64) -> Result<u32> {
+        self.table.shorten_last(handle, blocks_count)
     }
 
     /// The content of a block of the descriptor table as it is now.

@@ -21,6 +21,7 @@ pub(crate) mod htree;
 mod iter;
 mod linear;
 mod name;
+mod renumber;
 #[cfg(test)]
 mod tests;
 
@@ -35,6 +36,7 @@ use block::{NewEntry, Position};
 pub use hash::{HashAlgorithm, NameHash, NameHasher};
 pub use iter::ListedEntry;
 pub use name::FileName;
+pub(crate) use renumber::NamingBlock;
 use std::sync::Arc;
 
 /// Most blocks of a directory that one change touches, those appended included. What appending

@@ -178,6 +178,46 @@ impl<'a> IndirectMap<'a> {
         })
     }
 
+    /// Whether a block of the map, or one that it names, is `end` or lies behind it.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub(crate) fn reaches(&self, root: &Root, end: BlockNr) -> Result<bool> {
+        let mut budget = self.geometry.blocks_count();
+        for (slot, level, _) in self.slots() {
+            if self.pointer_reaches(pointer(root, slot), level, end, &mut budget)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The recursion is at most 3 deep.
+    fn pointer_reaches(
+        &self,
+        block: BlockNr,
+        level: u32,
+        end: BlockNr,
+        budget: &mut u64,
+    ) -> Result<bool> {
+        let Some(block) = self.checked(block)? else {
+            return Ok(false);
+        };
+        *budget = budget
+            .checked_sub(1)
+            .ok_or(Corrupt::IndirectTooLarge { inode: self.inode })?;
+        if level == 0 || block >= end {
+            return Ok(block >= end);
+        }
+        let bytes = self.cache.get(block)?.freeze();
+        for index in 0..self.fanout() as usize {
+            if self.pointer_reaches(pointer(&bytes, index), level - 1, end, budget)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Calls `visit` with each run of blocks that ends after `from`, in logical order, until it
     /// breaks.
     ///

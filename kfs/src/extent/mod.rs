@@ -27,6 +27,7 @@ mod iterate;
 mod node;
 mod nodes;
 mod path;
+mod relocate;
 mod remove;
 mod rewrite;
 mod search;
@@ -37,6 +38,7 @@ mod trim;
 mod tests;
 
 pub use indirect::IndirectMap;
+pub use relocate::RELOCATE_CREDITS;
 pub use remove::Removed;
 pub use rewrite::{KEPT_CREDITS, Progress, REWRITE_CREDITS_MIN, Replaced};
 pub use trim::TRIM_CREDITS;

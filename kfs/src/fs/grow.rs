@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use zerocopy::IntoBytes;
 
 /// A last group with fewer blocks for files than this is not worth making.
-const LAST_GROUP_MIN: u32 = 50;
+pub(super) const LAST_GROUP_MIN: u32 = 50;
 /// Blocks of copies written with one handle.
 const COPIES_BATCH: u32 = 16;
 
@@ -105,7 +105,9 @@ impl Filesystem {
         };
         let blocks = rounded(geometry, wanted >> geometry.block_size_bits);
         if blocks < geometry.blocks_count() {
-            return Err(refused("it can only be made larger"));
+            return Err(refused(
+                "in use it can only be made larger; to make it smaller stop kfsd and let kfsctl --image do it",
+            ));
         }
         let bits64 = geometry.incompat.contains(Incompat::BIT64);
         if blocks > u64::from(u32::MAX) && !bits64 {
@@ -267,7 +269,7 @@ impl Filesystem {
     }
 
     /// Brings the copies in a group up to date: of the superblock, and of descriptors.
-    fn refresh_copies(&self, group: GroupNr) -> Result<()> {
+    pub(super) fn refresh_copies(&self, group: GroupNr) -> Result<()> {
         if group.0 == 0 {
             return Ok(());
         }
@@ -346,7 +348,7 @@ impl Plan {
 }
 
 /// Keeps the share of blocks that are reserved for root.
-fn reserve(raw: &mut RawSuperblock, before: u64, after: u64) {
+pub(super) fn reserve(raw: &mut RawSuperblock, before: u64, after: u64) {
     let reserved = u128::from(raw.reserved_blocks_count()) * u128::from(after);
     let reserved = reserved / u128::from(before.max(1));
     raw.set_reserved_blocks_count(u64::try_from(reserved).unwrap_or(after).min(after / 2));

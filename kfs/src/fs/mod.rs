@@ -14,6 +14,7 @@ mod options;
 mod orphans;
 mod resize_inode;
 mod restore;
+mod shrink;
 mod shutdown;
 mod snapshots;
 mod status;
@@ -24,6 +25,7 @@ pub use grow::GrowthProgress;
 pub(crate) use mount::own_file_runs;
 pub use mount::read_superblock;
 pub use options::MountOptions;
+pub(crate) use shrink::{shortened, worthwhile};
 pub use status::{RecoveryStatus, SpaceStatus, Status};
 
 use crate::corrupt::Corrupt;

@@ -21,15 +21,13 @@ const DAMAGED: Error = Error::Resize {
     why: "its resize inode is damaged: e2fsck is due",
 };
 
-const TOO_FAR: Error = Error::Resize {
+pub(super) const TOO_FAR: Error = Error::Resize {
     why: "the blocks that it keeps for descriptors cannot lie beyond 2^32: a volume that is to grow further is made with mkfs -O ^resize_inode,meta_bg",
 };
 
 /// What the next group does to the resize inode.
 pub(super) struct ResizeInode {
-    table: Arc<Buffer>,
-    offset: usize,
-    double_indirect: Arc<Buffer>,
+    parts: Parts,
     /// The block that becomes part of the descriptor table: where the double indirect block names it.
     taken: Option<usize>,
     /// The blocks that stay, where the new group has a copy of them, and the index of its entry.
@@ -48,17 +46,23 @@ fn entry(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes.expect("four bytes"))
 }
 
+/// Where the resize inode is.
+pub(super) struct Parts {
+    pub(super) table: Arc<Buffer>,
+    pub(super) offset: usize,
+    pub(super) double_indirect: Arc<Buffer>,
+}
+
 impl Filesystem {
-    /// Reads what the next group, the last one of `after`, changes. `ends` says that the volume gets meta
-    /// block groups, which have no use for it.
-    pub(super) fn resize_inode(&self, after: &Geometry, ends: bool) -> Result<ResizeInode> {
+    /// Finds the resize inode.
+    pub(super) fn resize_inode_parts(&self) -> Result<Parts> {
         let volume = &self.volume;
-        let before = &volume.geometry;
+        let geometry = &volume.geometry;
         let (block, offset) = volume.allocator.inode_block(NR)?;
         let table = volume.cache.get(block)?;
-        let inode_end = offset + before.inode_size as usize;
+        let inode_end = offset + geometry.inode_size as usize;
         let inode = InodeBytes::new(table.read()[offset..inode_end].to_vec());
-        if !inode.verify_checksum(before, NR) {
+        if !inode.verify_checksum(geometry, NR) {
             return Err(DAMAGED);
         }
         let double = BlockNr(entry(inode.block_area(), DOUBLE_INDIRECT / 4).into());
@@ -68,7 +72,32 @@ impl Filesystem {
         }) {
             return Err(DAMAGED);
         }
-        let double_indirect = volume.cache.get(double)?;
+        Ok(Parts {
+            table,
+            offset,
+            double_indirect: volume.cache.get(double)?,
+        })
+    }
+
+    /// Adds to the number of blocks that the resize inode has.
+    pub(super) fn count_resize_inode(&self, handle: &mut Handle<'_>, parts: &Parts, gained: i64) {
+        let geometry = &self.volume.geometry;
+        let end = parts.offset + geometry.inode_size as usize;
+        let mut bytes = handle.get_write_access(&parts.table);
+        let mut inode = InodeBytes::new(&mut bytes[parts.offset..end]);
+        let sectors = gained * i64::from(geometry.block_size / 512);
+        let blocks = inode.blocks_512(geometry).saturating_add_signed(sectors);
+        // Cannot fail: it is far from the bounds.
+        let _ = inode.set_blocks_512(geometry, blocks);
+        inode.update_checksum(geometry, NR);
+    }
+
+    /// Reads what the next group, the last one of `after`, changes. `ends` says that the volume gets meta
+    /// block groups, which have no use for it.
+    pub(super) fn resize_inode(&self, after: &Geometry, ends: bool) -> Result<ResizeInode> {
+        let volume = &self.volume;
+        let before = &volume.geometry;
+        let parts = self.resize_inode_parts()?;
         let group = GroupNr(after.groups_count() - 1);
         let copies = (1..before.groups_count()).map(GroupNr);
         let copies = copies
@@ -79,7 +108,7 @@ impl Filesystem {
         let (old_table, new_table) = (before.desc_blocks(), after.desc_blocks());
         let taken = (new_table > old_table && !ends).then_some(old_table as usize % entries);
         if let Some(at) = taken
-            && u64::from(entry(&double_indirect.read(), at)) != first + u64::from(old_table)
+            && u64::from(entry(&parts.double_indirect.read(), at)) != first + u64::from(old_table)
         {
             return Err(DAMAGED);
         }
@@ -107,9 +136,7 @@ impl Filesystem {
             0
         };
         Ok(ResizeInode {
-            table,
-            offset,
-            double_indirect,
+            parts,
             taken,
             gained: kept.len() as i64 - lost,
             kept,
@@ -127,29 +154,28 @@ impl Filesystem {
     ) -> Result<()> {
         let volume = &self.volume;
         let geometry = &volume.geometry;
-        let end = change.offset + geometry.inode_size as usize;
+        let Parts {
+            table,
+            offset,
+            double_indirect,
+        } = &change.parts;
         if change.ends {
-            let start = change.double_indirect.nr();
+            let start = double_indirect.nr();
             volume.allocator.free(handle, Run { start, len: 1 })?;
             handle.forget(start);
-            handle.get_write_access(&change.table)[change.offset..end].fill(0);
+            let end = offset + geometry.inode_size as usize;
+            handle.get_write_access(table)[*offset..end].fill(0);
             return Ok(());
         }
         if let Some(at) = change.taken {
-            handle.get_write_access(&change.double_indirect)[at * 4..at * 4 + 4].fill(0);
+            handle.get_write_access(double_indirect)[at * 4..at * 4 + 4].fill(0);
         }
         for buffer in &change.kept {
             let copy = u32::try_from(buffer.nr().0 + change.away).expect("looked at when planned");
             let at = change.copy * 4;
             handle.get_write_access(buffer)[at..at + 4].copy_from_slice(&copy.to_le_bytes());
         }
-        let mut bytes = handle.get_write_access(&change.table);
-        let mut inode = InodeBytes::new(&mut bytes[change.offset..end]);
-        let sectors = change.gained * i64::from(geometry.block_size / 512);
-        let blocks = inode.blocks_512(geometry).saturating_add_signed(sectors);
-        // Cannot fail: it is far from the bounds.
-        let _ = inode.set_blocks_512(geometry, blocks);
-        inode.update_checksum(geometry, NR);
+        self.count_resize_inode(handle, &change.parts, change.gained);
         Ok(())
     }
 }

@@ -6,6 +6,7 @@
 //! - `export.rs`, `clone.rs`: a snapshot as an image of its own, with blocks of its own or shared ones
 //! - `defrag/`: files moved to better places while they are used
 //! - `fragmap.rs`: what is where
+//! - `shrink/`: a smaller volume, what lies behind its new end moved
 //! - `trim.rs`: holes in the image where blocks are free
 
 mod clone;
@@ -15,6 +16,7 @@ mod export;
 mod fragmap;
 mod history;
 mod restore;
+mod shrink;
 mod trim;
 
 pub use compare::{Change, ChangeKind};
@@ -25,6 +27,7 @@ pub use export::ExportError;
 pub use fragmap::{MapCell, MappedExtent, VolumeMap};
 pub use history::FileVersion;
 pub use restore::Restored;
+pub use shrink::{ShrinkPhase, ShrinkProgress, Shrunk, minimum_size, shrink};
 
 use crate::corrupt::Corrupt;
 use crate::error::{Error, Result};

@@ -102,6 +102,22 @@ impl XattrBlock {
         self.buffer.read()
     }
 
+    /// One inode more uses the block.
+    pub(crate) fn share(&self, handle: &mut Handle<'_>, geometry: &Geometry) {
+        let mut bytes = handle.get_write_access(&self.buffer);
+        let (header, _) = RawXattrHeader::mut_from_prefix(&mut bytes).expect("checked by open");
+        header.h_refcount = U32::new(header.h_refcount.get() + 1);
+        update_checksum(geometry.csum_seed, self.buffer.nr(), &mut bytes);
+    }
+
+    /// The content of a block for one inode with the same attributes, without checksum.
+    pub(crate) fn content_for_one(&self) -> Vec<u8> {
+        let mut content = self.read().to_vec();
+        let (header, _) = RawXattrHeader::mut_from_prefix(&mut content).expect("checked by open");
+        header.h_refcount = U32::new(1);
+        content
+    }
+
     /// One inode less uses the block. When that was the last, gives the block for the caller to
     /// free in the same handle; its revoke is done.
     #[must_use = "a block that nobody uses must be freed"]
