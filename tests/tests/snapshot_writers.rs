@@ -5,7 +5,7 @@
 //! from pieces of the same blocks, so that all of them move the blocks at once, on a volume where what is
 //! given back is soon written by somebody else.
 //!
-//! `KFS_SNAPSHOT_ROUNDS=N` snapshots are taken in each.
+//! `KFS_SNAPSHOT_ROUNDS=N` snapshots are taken for the first, `KFS_MOVE_ROUNDS=N` for the second.
 
 use kfs::{Error, Filesystem, NewNode, SliceSink, SliceSource, WriteOptions};
 use kfs_disk::BlockDevice;
@@ -192,7 +192,7 @@ fn blocks_are_moved_by_several_at_once() {
                 .collect();
             scope.spawn(|| take_over(fs, stop));
             let stop_at_end = StopAtEnd(stop);
-            for round in 0..number("KFS_SNAPSHOT_ROUNDS").unwrap_or(200) {
+            for round in 0..number("KFS_MOVE_ROUNDS").unwrap_or(200) {
                 fs.create_snapshot(&round.to_string(), "")
                     .expect("there is room");
                 if round > 0 {

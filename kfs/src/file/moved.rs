@@ -14,10 +14,54 @@ use crate::allocator::Reservation;
 use crate::error::{Error, Result};
 use crate::extent::{Extent, Mapping, REWRITE_CREDITS_MIN};
 use crate::ids::{BlockNr, LogicalBlock};
+use smallvec::{SmallVec, smallvec};
 use std::io::{IoSlice, IoSliceMut};
 
 /// Blocks moved at a time.
 const MOVED_BLOCKS_MAX: u32 = 2048;
+
+/// Blocks of a file that snapshots keep: at least one, one after the other in the file.
+pub(super) struct Kept {
+    extents: SmallVec<[Extent; 4]>,
+    len: u32,
+}
+
+impl Kept {
+    fn logical(&self) -> LogicalBlock {
+        self.extents[0].logical
+    }
+
+    /// Where the n-th block is.
+    fn physical(&self, mut n: u32) -> BlockNr {
+        let mut extents = self.extents.iter();
+        let mut extent = extents.next().expect("at least one");
+        while n >= extent.len {
+            n -= extent.len;
+            extent = extents.next().expect("n is less than there are");
+        }
+        extent.physical.plus(n.into())
+    }
+
+    /// The first blocks.
+    fn first(&self, count: u32) -> impl Iterator<Item = Extent> {
+        let mut left = count;
+        self.extents.iter().map_while(move |extent| {
+            let len = extent.len.min(left);
+            left -= len;
+            (len > 0).then_some(Extent { len, ..*extent })
+        })
+    }
+}
+
+/// Written blocks that snapshots keep.
+pub(super) fn kept_extent(logical: LogicalBlock, physical: BlockNr, len: u32) -> Extent {
+    Extent {
+        logical,
+        physical,
+        len,
+        unwritten: false,
+    }
+}
 
 /// What was written for blocks that a snapshot keeps, and is not the file's yet.
 struct Moved {
@@ -60,21 +104,42 @@ impl File<'_> {
         Ok(false)
     }
 
-    /// Writes to new blocks what belongs over `len` kept ones from `physical` on, and returns the
-    /// number of bytes. The file then ends at the end of the write at least, if it `grows`. The io lock is
-    /// held exclusively.
+    /// Kept blocks of the file one after the other, from those at `first` on: `wanted` at most, wherever
+    /// they lie.
+    pub(super) fn kept_from(self, first: Extent, wanted: u32) -> Result<Kept> {
+        let most = wanted.min(MOVED_BLOCKS_MAX);
+        let mut len = first.len.min(most);
+        let mut kept = smallvec![first];
+        while len < most {
+            let Some(logical) = first.logical.checked_plus(len) else {
+                break;
+            };
+            let mapping = self.inode.map(self.volume, logical, most - len)?;
+            let Mapping::Mapped { physical, len: run } = mapping else {
+                break;
+            };
+            let (true, run) = self.volume.kept_run(physical, run)? else {
+                break;
+            };
+            kept.push(kept_extent(logical, physical, run));
+            len += run;
+        }
+        Ok(Kept { extents: kept, len })
+    }
+
+    /// Writes to new blocks what belongs over kept ones, and returns the number of bytes. The file then
+    /// ends at the end of the write at least, if it `grows`. The io lock is held exclusively.
     pub(super) fn write_moved(
         self,
-        logical: LogicalBlock,
-        old: (BlockNr, u32),
+        kept: &Kept,
         (at, end): (u64, u64),
         source: &mut dyn DataSource,
         options: WriteOptions,
         grows: bool,
     ) -> Result<u64> {
-        let mut moved = self.write_elsewhere(logical, old, (at, end), source, options)?;
+        let mut moved = self.write_elsewhere(kept, (at, end), source, options)?;
         let end_of_file = if grows { at + moved.bytes } else { 0 };
-        let range = (logical, moved.count);
+        let range = (kept.logical(), moved.count);
         let change = Some((end_of_file, options));
         self.enter_moved(&mut moved.reservation, range, false, change)?;
         Ok(moved.bytes)
@@ -86,24 +151,16 @@ impl File<'_> {
     /// theirs: parts of the block that this write leaves alone may have changed.
     pub(super) fn move_over(
         self,
-        logical: LogicalBlock,
-        (physical, len): (BlockNr, u32),
+        kept: &Kept,
         (at, end): (u64, u64),
         source: &mut dyn DataSource,
         options: WriteOptions,
     ) -> Result<u64> {
         self.inode.check_extents()?;
-        let old = (physical, len);
-        let mut moved = self.write_elsewhere(logical, old, (at, end), source, options)?;
-        let expected = Extent {
-            logical,
-            physical,
-            len: moved.count,
-            unwritten: false,
-        };
+        let mut moved = self.write_elsewhere(kept, (at, end), source, options)?;
         let one_at_a_time = self.inode.allocation.lock();
-        if self.is_still(expected)? {
-            let range = (logical, moved.count);
+        if self.are_still(kept.first(moved.count))? {
+            let range = (kept.logical(), moved.count);
             self.inode.begin_move();
             let entered =
                 self.enter_moved(&mut moved.reservation, range, false, Some((0, options)));
@@ -119,20 +176,28 @@ impl File<'_> {
         Ok(bytes as u64)
     }
 
+    fn are_still(self, extents: impl Iterator<Item = Extent>) -> Result<bool> {
+        for extent in extents {
+            if !self.is_still(extent)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Reserves blocks for a write over kept ones, and fills them: with what is written, and what it leaves
     /// of its first and last block.
     fn write_elsewhere(
         self,
-        logical: LogicalBlock,
-        (physical, len): (BlockNr, u32),
+        kept: &Kept,
         (at, end): (u64, u64),
         source: &mut dyn DataSource,
         options: WriteOptions,
     ) -> Result<Moved> {
         let block_size = self.volume.block_size();
         let within = self.within_block(at);
-        let wanted = self.blocks_spanned(at, end).min(len).min(MOVED_BLOCKS_MAX);
-        let goal = self.inode.goal(self.volume, logical)?;
+        let wanted = self.blocks_spanned(at, end).min(kept.len);
+        let goal = self.inode.goal(self.volume, kept.logical())?;
         let reservation = self.reserve_run(goal, wanted, options.privileged)?;
         let run = reservation.run();
         let count = run.len.min(wanted);
@@ -140,8 +205,8 @@ impl File<'_> {
         let filled = within + bytes;
         let mut head = vec![0; within as usize];
         let mut tail = vec![0; (filled.next_multiple_of(block_size) - filled) as usize];
-        self.read_old(physical, 0, &mut head)?;
-        self.read_old(physical, filled, &mut tail)?;
+        self.read_old(kept.physical(0), 0, &mut head)?;
+        self.read_old(kept.physical(count - 1), filled % block_size, &mut tail)?;
         source.take(bytes as usize, &mut |bufs| {
             let mut all: Vec<IoSlice<'_>> = Vec::with_capacity(bufs.len() + 2);
             all.push(IoSlice::new(&head));
@@ -215,8 +280,8 @@ impl File<'_> {
             privileged: true,
             ..WriteOptions::default()
         };
-        let (old, range) = ((physical, 1), (from, end));
-        self.write_moved(logical, old, range, &mut Zeros, options, false)?;
+        let kept = self.kept_from(kept_extent(logical, physical, 1), 1)?;
+        self.write_moved(&kept, (from, end), &mut Zeros, options, false)?;
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 //! What is mapped and written is overwritten in place, many threads at a time. What is not takes the
 //! allocation lock: blocks are reserved, written, and entered into the file by a handle.
 
+use super::moved::kept_extent;
 use super::{DataSource, File};
 use crate::allocator::{BlockRequest, Reservation};
 use crate::error::{Error, Result};
@@ -161,8 +162,9 @@ impl File<'_> {
                 at += self.write_mapped(physical, len, at, end, source)?;
                 continue;
             }
-            let old = (physical, len);
-            match self.move_over(logical, old, (at, end), source, options) {
+            let wanted = self.blocks_spanned(at, end);
+            let kept = self.kept_from(kept_extent(logical, physical, len), wanted)?;
+            match self.move_over(&kept, (at, end), source, options) {
                 Ok(bytes) => at += bytes,
                 Err(Error::NoSpace) if at > offset => break,
                 Err(error) => return Err(error),
@@ -239,8 +241,8 @@ impl File<'_> {
             Mapping::Mapped { physical, len } => {
                 let (is_kept, len) = self.volume.kept_run(physical, len)?;
                 if is_kept {
-                    let (old, range) = ((physical, len), (at, end));
-                    return self.write_moved(logical, old, range, source, options, true);
+                    let kept = self.kept_from(kept_extent(logical, physical, len), wanted)?;
+                    return self.write_moved(&kept, (at, end), source, options, true);
                 }
                 let bytes = self.write_mapped(physical, len, at, end, source)?;
                 self.volume.transact(CREDITS_SIZE, |handle| {
