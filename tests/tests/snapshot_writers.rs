@@ -14,7 +14,7 @@ use kfs_tests::tree::{difference, picture};
 use kfs_tests::variables::number;
 use kfs_tests::workload::Workload;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Threads that write all the time, while snapshots come and go: what one shows first it shows to the
 /// end.
@@ -137,11 +137,21 @@ fn read(fs: &Filesystem, file: &Arc<kfs::Inode>, offset: usize) -> Vec<u8> {
     bytes
 }
 
+/// What the writers have done, and whether that is enough.
+#[derive(Default)]
+struct Done {
+    rounds: AtomicU64,
+    stop: AtomicBool,
+}
+
 /// Writes its pieces of the file again and again, and reads each back: nobody else writes there.
-fn write_own(fs: &Filesystem, file: &Arc<kfs::Inode>, writer: usize, stop: &AtomicBool) -> u64 {
+fn write_own(fs: &Filesystem, file: &Arc<kfs::Inode>, writer: usize, done: &Done) {
+    // The others end, too, when this fails.
+    let _stop = StopAtEnd(&done.stop);
     let mut rounds = 0u64;
-    while !stop.load(Ordering::Relaxed) {
+    while !done.stop.load(Ordering::Relaxed) {
         rounds += 1;
+        done.rounds.fetch_add(1, Ordering::Relaxed);
         let bytes = [(rounds % 50) as u8 + 50 * writer as u8; PIECE];
         for piece in 0..PIECES {
             let at = (piece * WRITERS + writer) * PIECE;
@@ -153,7 +163,6 @@ fn write_own(fs: &Filesystem, file: &Arc<kfs::Inode>, writer: usize, stop: &Atom
             );
         }
     }
-    rounds
 }
 
 /// Takes what is given back, and fills it with bytes that nobody else writes.
@@ -171,6 +180,27 @@ fn take_over(fs: &Filesystem, stop: &AtomicBool) {
     }
 }
 
+/// Takes and deletes snapshots, for so many rounds and until the writers have done something.
+fn come_and_go(fs: &Filesystem, done: &Done) {
+    let rounds = number("KFS_MOVE_ROUNDS").unwrap_or(200);
+    let mut round = 0;
+    let is_enough = |round| round >= rounds && done.rounds.load(Ordering::Relaxed) >= 200;
+    while !is_enough(round) && !done.stop.load(Ordering::Relaxed) {
+        let name = round.to_string();
+        fs.create_snapshot(&name, "").expect("there is room");
+        if round > 0 {
+            let old = (round - 1).to_string();
+            fs.delete_snapshot(&old).expect("deletes");
+        }
+        // Now and then there is none at all.
+        if round % 8 == 7 {
+            fs.delete_snapshot(&name).expect("deletes");
+            fs.create_snapshot(&name, "").expect("there is room");
+        }
+        round += 1;
+    }
+}
+
 /// Several write to the same blocks, which snapshots keep, and lose nothing to each other; and what they
 /// read is theirs, though the blocks they found may be given away before they have read them.
 #[test]
@@ -184,35 +214,16 @@ fn blocks_are_moved_by_several_at_once() {
         let fs = open(Arc::clone(&device) as Arc<dyn BlockDevice>).expect("opens");
         let shared = file(&fs, "shared");
         write(&fs, &shared, 0, &[0; PIECES * WRITERS * PIECE]).expect("there is room");
-        let stop = AtomicBool::new(false);
-        let rounds: u64 = std::thread::scope(|scope| {
-            let (fs, shared, stop) = (&fs, &shared, &stop);
-            let writers: Vec<_> = (0..WRITERS)
-                .map(|writer| scope.spawn(move || write_own(fs, shared, writer, stop)))
-                .collect();
-            scope.spawn(|| take_over(fs, stop));
-            let stop_at_end = StopAtEnd(stop);
-            for round in 0..number("KFS_MOVE_ROUNDS").unwrap_or(200) {
-                fs.create_snapshot(&round.to_string(), "")
-                    .expect("there is room");
-                if round > 0 {
-                    let old = (round - 1).to_string();
-                    fs.delete_snapshot(&old).expect("deletes");
-                }
-                // Now and then there is none at all.
-                if round % 8 == 7 {
-                    fs.delete_snapshot(&round.to_string()).expect("deletes");
-                    fs.create_snapshot(&round.to_string(), "")
-                        .expect("there is room");
-                }
+        let done = Done::default();
+        std::thread::scope(|scope| {
+            let (fs, shared, done) = (&fs, &shared, &done);
+            for writer in 0..WRITERS {
+                scope.spawn(move || write_own(fs, shared, writer, done));
             }
-            drop(stop_at_end);
-            let rounds = writers
-                .into_iter()
-                .map(|writer| writer.join().expect("no panic"));
-            rounds.sum()
+            scope.spawn(|| take_over(fs, &done.stop));
+            let _stop = StopAtEnd(&done.stop);
+            come_and_go(fs, done);
         });
-        assert!(rounds > 100, "only {rounds} rounds");
         fs.close().expect("closes");
         drop((shared, fs));
         kfs_tests::check::assert_clean(device, "after all");
