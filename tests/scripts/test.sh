@@ -48,6 +48,7 @@ step pjdfstest env KFS_BIN_DIR=target/debug tests/scripts/pjdfstest.sh
 step differential cargo test -p kfs-tests --test differential -- --ignored --nocapture
 step semantics cargo test -p kfs-tests --test semantics -- --ignored
 step fsx env KFS_BIN_DIR=target/debug tests/scripts/fsx.sh 200000 1
+step fsx-snapshots env KFS_BIN_DIR=target/debug tests/scripts/fsx.sh 40000 2
 step stress env KFS_BIN_DIR=target/debug tests/scripts/stress.sh 30
 step fuzz tests/scripts/fuzz.sh quick 56
 step prepare tests/guest/prepare.sh --programs
