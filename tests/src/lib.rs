@@ -6,6 +6,7 @@ pub mod damage;
 pub mod defrag;
 pub mod differential;
 pub mod e2fsprogs;
+pub mod faults;
 pub mod guest;
 pub mod operations;
 pub mod power_cut;

@@ -7,16 +7,16 @@
 //!
 //! `KFS_CRASH_SEEDS=N` workloads have the power cut; `KFS_SEED=N` does one seed.
 
-use kfs::check::FindingKind;
 use kfs::{
     Defrag, DefragOptions, Error, Filesystem, Inode, LogicalBlock, NewNode, Result, SetAttr,
     SliceSink, SliceSource, SpaceChange, WriteOptions,
 };
-use kfs_disk::testing::{CrashDevice, Fault, FaultDevice, FaultTrigger, OpKinds, SplitMix64};
+use kfs_disk::testing::{CrashDevice, Fault, FaultDevice, OpKinds, SplitMix64};
 use kfs_disk::{BlockDevice, MemoryDevice};
 use kfs_tests::check;
 use kfs_tests::defrag::{defrag_all, make_fragmented, never, shape, survey};
 use kfs_tests::e2fsprogs;
+use kfs_tests::faults::{assert_sound, fail_each};
 use kfs_tests::power_cut::{
     Effort, History, Picture, Reached, assert_histories, cut_everywhere, formatted, open,
 };
@@ -257,38 +257,18 @@ fn judge(run: &Run, context: &str) {
     }
     fs.close().expect("closes");
     drop(fs);
-    let report = check::look(Arc::clone(&device) as Arc<dyn BlockDevice>, context);
-    // An aborted journal leaves a note of an error.
-    let others = report
-        .findings
-        .iter()
-        .find(|finding| !run.was_aborted || finding.kind != FindingKind::Superblock);
-    assert!(
-        report.is_complete && others.is_none(),
-        "{context}: {others:?}"
-    );
+    assert_sound(device, run.was_aborted, context);
 }
 
-fn fail_each(kinds: OpKinds, name: &str, least: usize) {
+fn each_fails(kinds: OpKinds, name: &str, least: usize) {
     let mut failures = 0;
     for seed in [1, 2] {
         let base = base(seed, 20);
-        for nth in 0.. {
-            let mut reached = false;
-            for (trigger, how) in [
-                (FaultTrigger::Nth(nth), "once"),
-                (FaultTrigger::From(nth), "on"),
-            ] {
-                let context = format!("seed {seed}, {name} {nth} fails {how}");
-                let run = fault_run(&base, seed, Fault::new(kinds, trigger), &context);
-                judge(&run, &context);
-                reached |= run.has_failed;
-                failures += usize::from(run.has_failed);
-            }
-            if !reached {
-                break;
-            }
-        }
+        failures += fail_each(kinds, &format!("seed {seed}, {name}"), |fault, context| {
+            let run = fault_run(&base, seed, fault, context);
+            judge(&run, context);
+            run.has_failed
+        });
     }
     println!("{failures} runs met a failure");
     assert!(failures >= least, "only {failures} runs met a failure");
@@ -296,17 +276,17 @@ fn fail_each(kinds: OpKinds, name: &str, least: usize) {
 
 #[test]
 fn each_write_fails() {
-    fail_each(OpKinds::CHANGES, "write", 100);
+    each_fails(OpKinds::CHANGES, "write", 100);
 }
 
 #[test]
 fn each_flush_fails() {
-    fail_each(OpKinds::FLUSHES, "flush", 20);
+    each_fails(OpKinds::FLUSHES, "flush", 20);
 }
 
 #[test]
 fn each_read_fails() {
-    fail_each(OpKinds::READS, "read", 100);
+    each_fails(OpKinds::READS, "read", 100);
 }
 
 /// A file, and what it should hold.

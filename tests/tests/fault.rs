@@ -10,6 +10,7 @@ use kfs::check::{Finding, FindingKind};
 use kfs::{Error, Filesystem, MountOptions};
 use kfs_disk::testing::{Fault, FaultDevice, FaultTrigger, OpKinds};
 use kfs_disk::{BlockDevice, MemoryDevice};
+use kfs_tests::faults::fail_each;
 use kfs_tests::operations::{self, Operation};
 use kfs_tests::workload::Workload;
 use kfs_tests::{check, e2fsprogs, tree};
@@ -140,26 +141,17 @@ fn judge(run: &Run, context: &str, asks_e2fsck: bool) {
     }
 }
 
-fn fail_each(kinds: OpKinds, name: &str) {
+fn each_fails(kinds: OpKinds, name: &str) {
     let (mut failures, mut on_record) = (0, 0);
     for seed in 1..=2 {
-        for nth in 0.. {
-            let mut reached = false;
-            for (trigger, how) in [
-                (FaultTrigger::Nth(nth), "once"),
-                (FaultTrigger::From(nth), "on"),
-            ] {
-                let run = run(seed, Fault::new(kinds, trigger));
-                let context = format!("seed {seed}, {name} {nth} fails {how}");
-                judge(&run, &context, nth % E2FSCK_EVERY == 0);
-                reached |= run.has_failed;
-                failures += u64::from(run.has_failed);
-                on_record += u64::from(run.is_on_record);
-            }
-            if !reached {
-                break;
-            }
-        }
+        let mut runs = 0u64;
+        failures += fail_each(kinds, &format!("seed {seed}, {name}"), |fault, context| {
+            let run = run(seed, fault);
+            judge(&run, context, (runs / 2).is_multiple_of(E2FSCK_EVERY));
+            runs += 1;
+            on_record += u64::from(run.is_on_record);
+            run.has_failed
+        });
     }
     assert!(failures > 20, "only {failures} runs met a failure");
     assert!(on_record > 5, "only {on_record} runs left a note of it");
@@ -222,10 +214,10 @@ fn each_read_fails() {
 
 #[test]
 fn each_write_fails() {
-    fail_each(OpKinds::CHANGES, "write");
+    each_fails(OpKinds::CHANGES, "write");
 }
 
 #[test]
 fn each_flush_fails() {
-    fail_each(OpKinds::FLUSHES, "flush");
+    each_fails(OpKinds::FLUSHES, "flush");
 }

@@ -9,13 +9,13 @@
 //!
 //! `KFS_SEED=N` does one seed.
 
-use kfs::check::{Finding, FindingKind};
 use kfs::{Error, Filesystem, Result};
-use kfs_disk::testing::{Fault, FaultDevice, FaultTrigger, OpKinds, SplitMix64};
+use kfs_disk::testing::{Fault, FaultDevice, OpKinds, SplitMix64};
 use kfs_disk::{BlockDevice, MemoryDevice};
-use kfs_tests::check;
+use kfs_tests::faults::{assert_sound, fail_each};
 use kfs_tests::power_cut::{Picture, formatted, open};
 use kfs_tests::tree::picture;
+use kfs_tests::variables::number;
 use kfs_tests::workload::Workload;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -163,21 +163,6 @@ fn assert_lives(fs: &Arc<Filesystem>, lives: &Lives, context: &str) {
         .unwrap_or_else(|error| panic!("{context}: usage: {error:?}"));
 }
 
-fn assert_sound(run: &Run, device: &Arc<MemoryDevice>, context: &str) {
-    let device = Arc::clone(device) as Arc<dyn BlockDevice>;
-    if !run.was_aborted {
-        return check::assert_clean(device, context);
-    }
-    // Nothing is wrong but that there was an error.
-    let report = check::look(device, context);
-    let others = |finding: &&Finding| finding.kind != FindingKind::Superblock;
-    let other = report.findings.iter().find(others);
-    assert!(
-        report.is_complete && other.is_none(),
-        "{context}: {other:?}"
-    );
-}
-
 fn judge(run: &Run, deletes: bool, context: &str) {
     let device = Arc::new(run.image.snapshot());
     let reopen = || {
@@ -207,7 +192,11 @@ fn judge(run: &Run, deletes: bool, context: &str) {
     drop(root);
     assert_lives(&fs, &run.lives, context);
     close(fs);
-    assert_sound(run, &device, context);
+    assert_sound(
+        Arc::clone(&device) as Arc<dyn BlockDevice>,
+        run.was_aborted,
+        context,
+    );
     let fs = reopen();
     assert_lives(&fs, &run.lives, context);
     if deletes {
@@ -218,53 +207,44 @@ fn judge(run: &Run, deletes: bool, context: &str) {
         assert_eq!(fs.volume().allocator.pinned_blocks(), 0, "{context}");
     }
     close(fs);
-    assert_sound(run, &device, context);
+    assert_sound(
+        Arc::clone(&device) as Arc<dyn BlockDevice>,
+        run.was_aborted,
+        context,
+    );
 }
 
-fn fail_each(kinds: OpKinds, name: &str, least: usize) {
-    let seeds = match std::env::var("KFS_SEED") {
-        Ok(seed) => vec![seed.parse().expect("a number")],
-        Err(_) => vec![1, 2],
-    };
+fn each_fails(kinds: OpKinds, name: &str, least: usize) {
     let mut failures = 0;
-    for seed in seeds {
+    for seed in number("KFS_SEED").map_or(vec![1, 2], |seed| vec![seed]) {
         let options = mkfs::Options {
-            block_size: Some(if seed % 2 == 0 { 1024 } else { 4096 }),
+            block_size: Some(if seed.is_multiple_of(2) { 1024 } else { 4096 }),
             blocks_per_group: Some(2048),
             ..mkfs::Options::default()
         };
         let base = formatted(16 << 20, &options);
-        for nth in 0.. {
-            let mut reached = false;
-            for (trigger, how) in [
-                (FaultTrigger::Nth(nth), "once"),
-                (FaultTrigger::From(nth), "on"),
-            ] {
-                let context = format!("seed {seed}, {name} {nth} fails {how}");
-                let run = run(&base, seed, Fault::new(kinds, trigger), &context);
-                judge(&run, nth % 3 == 0, &context);
-                reached |= run.has_failed;
-                failures += usize::from(run.has_failed);
-            }
-            if !reached {
-                break;
-            }
-        }
+        let mut runs = 0;
+        failures += fail_each(kinds, &format!("seed {seed}, {name}"), |fault, context| {
+            let run = run(&base, seed, fault, context);
+            judge(&run, runs / 2 % 3 == 0, context);
+            runs += 1;
+            run.has_failed
+        });
     }
     assert!(failures >= least, "only {failures} runs met a failure");
 }
 
 #[test]
 fn each_write_fails() {
-    fail_each(OpKinds::CHANGES, "write", 400);
+    each_fails(OpKinds::CHANGES, "write", 400);
 }
 
 #[test]
 fn each_flush_fails() {
-    fail_each(OpKinds::FLUSHES, "flush", 200);
+    each_fails(OpKinds::FLUSHES, "flush", 200);
 }
 
 #[test]
 fn each_read_fails() {
-    fail_each(OpKinds::READS, "read", 100);
+    each_fails(OpKinds::READS, "read", 100);
 }
