@@ -75,6 +75,9 @@ pub enum Error {
     /// The object is in use.
     #[error("busy")]
     Busy,
+    /// Who asked for it wants it no more.
+    #[error("stopped")]
+    Interrupted,
     /// The volume does not take changes.
     #[error("the volume is read-only: {reason}")]
     ReadOnly {

@@ -43,6 +43,6 @@ pub use time::{Clock, FixedClock, SystemClock, Timestamp};
 pub use tools::{
     Candidate, Change, ChangeKind, Defrag, DefragOptions, DefragProgress, ExportError, FileLayout,
     FileVersion, MapCell, MappedExtent, Restored, ShrinkPhase, ShrinkProgress, Shrunk, Skipped,
-    Survey, TreeCursor, VolumeMap, minimum_size, resolve, shrink,
+    Survey, TreeCursor, VolumeMap, Watch, minimum_size, resolve, shrink, unwatched,
 };
 pub use xattr::{SetMode, XattrName};

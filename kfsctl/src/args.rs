@@ -12,6 +12,9 @@ use std::path::PathBuf;
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) target: Target,
+    /// Print results, and errors too, as JSON: one value a line
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -32,11 +35,7 @@ pub(crate) struct Target {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Show what is served to whom, and how it fares
-    Status {
-        /// Print the status as one JSON object
-        #[arg(long)]
-        json: bool,
-    },
+    Status,
     /// Check an image that nobody uses, and change nothing
     ///
     /// Exit status: 0 nothing is wrong, 4 the image is damaged, 8 it could not be checked. An
@@ -45,9 +44,6 @@ pub(crate) enum Command {
         /// Check a snapshot in place of the volume, which may be in use
         #[arg(long, value_name = "NAME")]
         snapshot: Option<String>,
-        /// Print the report as one JSON object
-        #[arg(long)]
-        json: bool,
     },
     /// Take, list, compare and delete snapshots
     #[command(subcommand)]
@@ -56,9 +52,6 @@ pub(crate) enum Command {
     Log {
         /// Path in the volume, from its root
         file: String,
-        /// Print a JSON array
-        #[arg(long)]
-        json: bool,
     },
     /// Bring a file or directory of a snapshot back, or set the whole volume back to it
     ///
@@ -78,9 +71,6 @@ pub(crate) enum Command {
         /// Set the whole volume back though guests or mounts use it
         #[arg(long, conflicts_with = "path")]
         force: bool,
-        /// Print the result as one JSON object
-        #[arg(long)]
-        json: bool,
     },
     /// Move files to where they lie in one piece, and mapped memory can show them in large pages
     ///
@@ -90,11 +80,7 @@ pub(crate) enum Command {
     /// Show what is where on the volume, or where a file lies
     Fragmap(FragmapArgs),
     /// Give free blocks of an image back to the host
-    Trim {
-        /// Print the result as one JSON object
-        #[arg(long)]
-        json: bool,
-    },
+    Trim,
     /// Make everything that a kfsd was given durable
     Sync,
     /// Let a kfsd forget metadata that it can read again
@@ -108,9 +94,6 @@ pub(crate) enum Command {
         /// The new size: a number with K, M, G or T; with + what is added; or max for all of the device
         #[arg(value_name = "[+]SIZE|max")]
         size: crate::resize::Size,
-        /// Print the sizes as one JSON object
-        #[arg(long)]
-        json: bool,
     },
     /// Make a volume that a kfsd serves stand still, so that its image can be copied
     ///
@@ -120,9 +103,6 @@ pub(crate) enum Command {
         /// After how long it goes on by itself, with a unit: 90s, 5m
         #[arg(long, value_name = "TIME", default_value = "60s", value_parser = crate::daemon::parse_seconds)]
         timeout: u64,
-        /// Print the result as one JSON object
-        #[arg(long)]
-        json: bool,
     },
     /// Let a frozen volume go on
     Thaw,
@@ -139,9 +119,6 @@ pub(crate) enum Command {
         /// Look for one interval, print that, and end; as if there is no terminal
         #[arg(long)]
         once: bool,
-        /// Print one JSON object per interval, without a screen
-        #[arg(long)]
-        json: bool,
     },
 }
 
@@ -169,23 +146,13 @@ pub(crate) enum SnapshotCommand {
             default_value = ""
         )]
         comment: String,
-        /// Print the snapshot as one JSON object
-        #[arg(long)]
-        json: bool,
     },
     /// List all snapshots, oldest first, and what each holds
-    List {
-        /// Print a JSON array
-        #[arg(long)]
-        json: bool,
-    },
+    List,
     /// Show one snapshot
     Show {
         /// Its name
         name: String,
-        /// Print it as one JSON object
-        #[arg(long)]
-        json: bool,
     },
     /// Delete snapshots, and free what only they hold
     Delete {
@@ -196,9 +163,6 @@ pub(crate) enum SnapshotCommand {
         /// daily, weekly, monthly
         #[arg(long, value_name = "RULES")]
         keep: Option<Keep>,
-        /// Print the result as one JSON object
-        #[arg(long)]
-        json: bool,
     },
     /// Tell which paths differ between a snapshot and a later one, or the volume as it is
     Diff {
@@ -206,9 +170,6 @@ pub(crate) enum SnapshotCommand {
         from: String,
         /// The later snapshot
         to: Option<String>,
-        /// Print the result as one JSON object
-        #[arg(long)]
-        json: bool,
     },
     /// Write a snapshot to a new image: an ordinary ext4 volume, sparse
     Export {
@@ -217,9 +178,6 @@ pub(crate) enum SnapshotCommand {
         /// The new file
         #[arg(value_name = "NEW_IMAGE")]
         new_image: PathBuf,
-        /// Print the result as one JSON object
-        #[arg(long)]
-        json: bool,
     },
     /// Make a new image of a snapshot that shares its blocks with this one, in no time
     ///
@@ -231,8 +189,5 @@ pub(crate) enum SnapshotCommand {
         /// The new file
         #[arg(value_name = "NEW_IMAGE")]
         new_image: PathBuf,
-        /// Print the result as one JSON object
-        #[arg(long)]
-        json: bool,
     },
 }

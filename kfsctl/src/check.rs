@@ -1,16 +1,15 @@
 //! `kfsctl check`: a check of an image that nobody uses.
 
 use crate::args::Target;
+use crate::bar::Bar;
 use crate::target::Executor;
 use anyhow::Context;
-use indicatif::{ProgressBar, ProgressStyle};
-use kfs::check::{CheckOptions, CheckReport, Phase, Progress, Severity, Verdict, check};
+use kfs::check::{self, CheckOptions, CheckReport, Severity, Verdict, check};
 use kfs_disk::FileDevice;
 use kfsctl::Request;
-use kfsctl::report::to_json;
+use kfsctl::report::{progress, to_json};
 use serde_json::Value;
 use std::fmt::Write;
-use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -28,10 +27,10 @@ pub(crate) fn run(target: &Target, as_json: bool) -> anyhow::Result<ExitCode> {
         );
     };
     let device = FileDevice::open_read_only(path)?;
-    let bar = bar();
-    let mut show = |progress: Progress| show_progress(&bar, progress);
+    let mut bar = Bar::new(as_json);
+    let mut show = |at: check::Progress| bar.tell(&progress(at));
     let checked = check(Arc::new(device), &CheckOptions::default(), &mut show);
-    bar.finish_and_clear();
+    bar.end();
     let report = checked.with_context(|| path.display().to_string())?;
     let text = if as_json {
         format!("{}\n", to_json(path, &report))
@@ -48,9 +47,13 @@ pub(crate) fn run(target: &Target, as_json: bool) -> anyhow::Result<ExitCode> {
 /// Checks the volume as a snapshot sees it, by whoever has it open.
 pub(crate) fn run_snapshot(target: &Target, name: &str, as_json: bool) -> anyhow::Result<ExitCode> {
     let mut executor = Executor::find(target, true)?;
-    let value = executor.request(&Request::Check {
+    let mut bar = Bar::new(as_json);
+    bar.catch_signals()?;
+    let request = Request::Check {
         snapshot: name.to_owned(),
-    });
+    };
+    let value = executor.request_watched(&request, &mut |progress| bar.tell(progress));
+    bar.end();
     executor.finish()?;
     let value = value?;
     let text = if as_json {
@@ -95,29 +98,6 @@ fn snapshot_to_text(name: &str, value: &Value) -> String {
     };
     let _ = writeln!(text, "snapshot '{}': {verdict}", name.escape_debug());
     text
-}
-
-/// A bar on a terminal, nothing elsewhere.
-fn bar() -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("{msg:12} {wide_bar} {percent:>3} %  {eta:>4}");
-    ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-}
-
-fn show_progress(bar: &ProgressBar, progress: Progress) {
-    let name = match progress.phase {
-        Phase::Inodes => "inodes",
-        Phase::Directories => "directories",
-        Phase::Bitmaps => "bitmaps",
-    };
-    if bar.message() != name {
-        bar.set_message(name);
-        bar.reset_eta();
-    }
-    bar.set_length(progress.total);
-    bar.set_position(progress.done);
 }
 
 fn to_text(path: &Path, report: &CheckReport) -> String {

@@ -4,21 +4,26 @@
 //! `/run/kfs` for root, or `/tmp/kfs-UID`. Sockets that nobody listens on any more are passed over.
 
 use crate::line::{LineError, LineStream, Patience};
+use crate::progress::{Progress, Watch, unwatched};
 use crate::protocol::{ErrorCode, RequestError};
 use crate::protocol::{Hello, Outcome, PROTOCOL_NAME, PROTOCOL_VERSION, Reply, Request};
 use crate::status::Status;
 use serde_json::Value;
 use std::io;
+use std::net::Shutdown;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Time a daemon has to greet and to answer; a commit may have to end first.
 const PATIENCE: Patience = Patience {
     first_byte: Duration::from_secs(30),
     rest: Duration::from_secs(10),
 };
+
+/// How often whoever watches is asked whether to go on.
+const TICK: Duration = Duration::from_millis(100);
 
 /// Time a daemon has when it is only asked who it is.
 const SHORT_PATIENCE: Patience = Patience {
@@ -242,19 +247,64 @@ impl Client {
 
     /// Sends a request and waits for its result.
     pub fn request(&mut self, request: &Request) -> Result<Value, ClientError> {
+        self.send(request, false)?;
+        self.answer(&mut unwatched, self.patience.first_byte)
+    }
+
+    /// Sends a request and waits for its result; meanwhile `watch` is told how far it is, and may end it: then
+    /// the daemon is told, whose answer is still waited for. This was the last request of the connection then.
+    ///
+    /// # Errors
+    /// `Refused` with the code `Cancelled` where the daemon has given it up.
+    pub fn request_watched(
+        &mut self,
+        request: &Request,
+        watch: &mut Watch<'_>,
+    ) -> Result<Value, ClientError> {
+        self.send(request, self.hello.progress)?;
+        self.answer(watch, TICK)
+    }
+
+    fn send(&mut self, request: &Request, wants_progress: bool) -> Result<(), ClientError> {
         let id = Value::from(self.next_id);
         self.next_id += 1;
         let mut message =
             serde_json::to_value(request).expect("requests have string keys and finite numbers");
-        message["id"] = id.clone();
+        message["id"] = id;
+        if wants_progress {
+            message["progress"] = true.into();
+        }
         self.lines
             .write_line(&message.to_string())
             .map_err(|source| ClientError::Send {
                 path: self.path.clone(),
                 source,
-            })?;
+            })
+    }
+
+    /// The answer to the last request. `watch` is asked after each `tick` without a line.
+    fn answer(&mut self, watch: &mut Watch<'_>, tick: Duration) -> Result<Value, ClientError> {
+        let id = Value::from(self.next_id - 1);
+        let end = Instant::now() + self.patience.first_byte;
+        let mut last = Progress::default();
+        let mut is_wanted = true;
         loop {
-            let line = receive(&mut self.lines, &self.path, self.patience)?;
+            if watch(&last).is_break() && is_wanted {
+                is_wanted = false;
+                // The daemon may be gone by now: then the next line says so.
+                let _ = self.lines.stream().shutdown(Shutdown::Write);
+            }
+            let patience = Patience {
+                first_byte: tick,
+                ..self.patience
+            };
+            let line = match receive(&mut self.lines, &self.path, patience) {
+                Err(ClientError::Receive {
+                    source: LineError::TimedOut,
+                    ..
+                }) if self.lines.is_between_lines() && Instant::now() < end => continue,
+                line => line?,
+            };
             let reply: Reply =
                 serde_json::from_str(&line).map_err(|source| ClientError::Answer {
                     path: self.path.clone(),
@@ -266,6 +316,7 @@ impl Client {
                     return Err(error.into());
                 }
                 Outcome::Ok(value) if reply.id == id => return Ok(value),
+                Outcome::Progress(progress) if reply.id == id => last = progress,
                 // The late answer to a request that was given up.
                 _ => {}
             }

@@ -40,15 +40,23 @@ pub(crate) fn freeze(target: &Target, seconds: u64, as_json: bool) -> anyhow::Re
 }
 
 /// Ends a freeze.
-pub(crate) fn thaw(target: &Target) -> anyhow::Result<()> {
-    ask(target, &Request::Thaw {}).map(drop)
+pub(crate) fn thaw(target: &Target, as_json: bool) -> anyhow::Result<()> {
+    silent(&ask(target, &Request::Thaw {})?, as_json)
 }
 
 /// Changes a setting.
-pub(crate) fn set(target: &Target, command: &SetCommand) -> anyhow::Result<()> {
+pub(crate) fn set(target: &Target, command: &SetCommand, as_json: bool) -> anyhow::Result<()> {
     let SetCommand::LogLevel { level } = command;
     let level = level.clone();
-    ask(target, &Request::SetLogLevel { level }).map(drop)
+    silent(&ask(target, &Request::SetLogLevel { level })?, as_json)
+}
+
+/// A success that needs no words.
+fn silent(value: &Value, as_json: bool) -> anyhow::Result<()> {
+    match as_json {
+        true => crate::print(&format!("{value}\n")),
+        false => Ok(()),
+    }
 }
 
 /// A time in whole seconds with a unit.

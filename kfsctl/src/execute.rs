@@ -1,6 +1,7 @@
 //! Requests carried out on an open volume: by kfsd on the one it serves, by kfsctl on an idle image.
 
 use crate::execute_layout as layout;
+use crate::progress::{Watch, stage};
 use crate::protocol::{ErrorCode, Request, RequestError};
 use crate::snapshot::{DiffEntry, RestoreInfo, SnapshotInfo, VersionInfo};
 use kfs::{ChangeKind, Error, ExportError, FileVersion, Filesystem, SnapshotRecord, SnapshotUsage};
@@ -11,25 +12,32 @@ use std::sync::Arc;
 /// Bytes of paths that one answer lists: an answer is one line of bounded length.
 const DIFF_BYTES_MAX: usize = 256 << 10;
 
-/// Carries out whatever is about the volume alone.
+/// Steps of one deletion among others.
+const DELETION_STEPS: u64 = 1000;
+
+/// Carries out whatever is about the volume alone. `watch` is told how far it is.
 ///
 /// # Errors
-/// What went wrong, for people and programs; `NotSupported` for requests to a daemon.
-pub fn execute(fs: &Arc<Filesystem>, request: &Request) -> Result<Value, RequestError> {
+/// What went wrong, for people and programs; `NotSupported` for requests to a daemon; `Cancelled`.
+pub fn execute(
+    fs: &Arc<Filesystem>,
+    request: &Request,
+    watch: &mut Watch<'_>,
+) -> Result<Value, RequestError> {
     match request {
         Request::SnapshotCreate { name, comment } => create(fs, name.as_deref(), comment),
         Request::SnapshotList {} => Ok(json!(list(fs)?)),
-        Request::SnapshotDelete { names } => delete(fs, names),
+        Request::SnapshotDelete { names } => delete(fs, names, watch),
         Request::SnapshotDiff { from, to } => diff(fs, from, to.as_deref()),
-        Request::SnapshotExport { name, path } => export(fs, name, path),
-        Request::SnapshotClone { name, path } => clone(fs, name, path),
+        Request::SnapshotExport { name, path } => export(fs, name, path, watch),
+        Request::SnapshotClone { name, path } => clone(fs, name, path, watch),
         Request::FileLog { path } => log(fs, path),
         Request::Restore {
             snapshot,
             path: Some(path),
             to,
             ..
-        } => restore(fs, snapshot, path, to.as_deref()),
+        } => restore(fs, snapshot, path, to.as_deref(), watch),
         Request::DefragSurvey { path, cursor, all } => {
             layout::survey(fs, path.as_deref(), cursor.as_deref(), *all)
         }
@@ -42,7 +50,7 @@ pub fn execute(fs: &Arc<Filesystem>, request: &Request) -> Result<Value, Request
             Ok(json!({}))
         }
         Request::Trim {} => {
-            let bytes = fs.trim(&mut |_, _| {}).map_err(failed)?;
+            let bytes = fs.trim(&mut stage(watch, "trimming")).map_err(failed)?;
             Ok(json!({ "bytes": bytes }))
         }
         Request::DropCaches {} => {
@@ -56,7 +64,7 @@ pub fn execute(fs: &Arc<Filesystem>, request: &Request) -> Result<Value, Request
             is_added,
             cursor,
         } => crate::growth::grow(fs, *size_bytes, *is_added, *cursor),
-        Request::Check { snapshot } => crate::report::check_snapshot(fs, snapshot),
+        Request::Check { snapshot } => crate::report::check_snapshot(fs, snapshot, watch),
         Request::Status {} | Request::SetLogLevel { .. } | Request::Restore { path: None, .. } => {
             Err(RequestError::new(
                 ErrorCode::NotSupported,
@@ -127,30 +135,71 @@ fn info(record: &SnapshotRecord, usage: SnapshotUsage) -> SnapshotInfo {
     }
 }
 
-fn delete(fs: &Arc<Filesystem>, names: &[String]) -> Result<Value, RequestError> {
+fn delete(
+    fs: &Arc<Filesystem>,
+    names: &[String],
+    watch: &mut Watch<'_>,
+) -> Result<Value, RequestError> {
+    delete_each(fs, names, watch, &mut |record, watch| {
+        delete_one(fs, &record.name, watch)
+    })
+}
+
+/// Deletes snapshots by `delete`, one after the other; all or none, as far as can be seen. `watch` may end that
+/// between two.
+///
+/// # Errors
+/// As `delete`; `InvalidArgument` for unknown names; `Cancelled`.
+pub fn delete_each(
+    fs: &Arc<Filesystem>,
+    names: &[String],
+    watch: &mut Watch<'_>,
+    delete: &mut dyn FnMut(&SnapshotRecord, &mut kfs::Watch<'_>) -> Result<(), RequestError>,
+) -> Result<Value, RequestError> {
     let known = fs.snapshots();
-    // All or none, as far as can be seen.
-    for name in names {
-        if known.iter().all(|snapshot| snapshot.name != *name) {
-            return Err(unknown(name));
+    let is_known = |name: &&String| known.iter().any(|snapshot| snapshot.name == **name);
+    if let Some(name) = names.iter().find(|name| !is_known(name)) {
+        return Err(unknown(name));
+    }
+    let due = known
+        .iter()
+        .filter(|snapshot| names.contains(&snapshot.name));
+    let total = due.clone().count() as u64 * DELETION_STEPS;
+    let mut tell = stage(watch, "deleting");
+    for (snapshot, before) in due.zip((0..).step_by(DELETION_STEPS as usize)) {
+        if tell(before, total).is_break() {
+            let deleted = before / DELETION_STEPS;
+            let text = format!("stopped: {deleted} of the snapshots are deleted");
+            return Err(RequestError::new(ErrorCode::Cancelled, text, ""));
         }
-    }
-    let mut deleted = Vec::new();
-    for name in names {
-        fs.delete_snapshot(name).map_err(|error| {
-            let (code, hint) = match error {
-                Error::Busy => (
-                    ErrorCode::Busy,
-                    "somebody looks into it: try again when they have ended",
-                ),
-                _ => (ErrorCode::Failed, ""),
-            };
-            let text = format!("snapshot '{name}': {}", chain(&error));
-            RequestError::new(code, text, hint)
+        delete(snapshot, &mut |done, of| {
+            tell(before + done * DELETION_STEPS / of.max(1), total)
         })?;
-        deleted.push(name);
     }
-    Ok(json!({ "deleted": deleted }))
+    Ok(json!({ "deleted": names }))
+}
+
+/// Deletes a snapshot.
+///
+/// # Errors
+/// `Busy` while somebody looks into it; `Failed`.
+pub fn delete_one(
+    fs: &Arc<Filesystem>,
+    name: &str,
+    watch: &mut kfs::Watch<'_>,
+) -> Result<(), RequestError> {
+    fs.delete_snapshot_watched(name, watch).map_err(|error| {
+        let (code, hint) = match error {
+            Error::Busy => (
+                ErrorCode::Busy,
+                "somebody looks into it: try again when they have ended",
+            ),
+            _ => (ErrorCode::Failed, ""),
+        };
+        let text = format!("snapshot '{name}': {}", chain(&error));
+        RequestError::new(code, text, hint)
+    })?;
+    Ok(())
 }
 
 fn open(fs: &Arc<Filesystem>, name: &str) -> Result<Arc<Filesystem>, RequestError> {
@@ -189,28 +238,44 @@ fn diff(fs: &Arc<Filesystem>, from: &str, to: Option<&str>) -> Result<Value, Req
     Ok(json!({ "changes": entries, "total": changes.len() }))
 }
 
-fn export(fs: &Arc<Filesystem>, name: &str, path: &Path) -> Result<Value, RequestError> {
+fn export(
+    fs: &Arc<Filesystem>,
+    name: &str,
+    path: &Path,
+    watch: &mut Watch<'_>,
+) -> Result<Value, RequestError> {
     let snapshot = open(fs, name)?;
-    let bytes = snapshot.export(path, &mut |_, _| {}).map_err(|error| {
-        let text = format!("{}: {}", path.display(), chain(&error));
-        RequestError::new(ErrorCode::Failed, text, "")
-    })?;
+    let copied = snapshot.export(path, &mut stage(watch, "copying"));
+    let bytes = copied.map_err(|error| not_made(path, &error))?;
     Ok(json!({ "bytes": bytes }))
 }
 
+/// A new image was not made, or removed again.
+fn not_made(path: &Path, error: &ExportError) -> RequestError {
+    if let ExportError::Volume(Error::Interrupted) = error {
+        let text = format!("stopped: {} is removed again", path.display());
+        return RequestError::new(ErrorCode::Cancelled, text, "");
+    }
+    let text = format!("{}: {}", path.display(), chain(error));
+    RequestError::new(ErrorCode::Failed, text, "")
+}
+
 /// A clone that shares blocks, or a copy where the host cannot do that.
-fn clone(fs: &Arc<Filesystem>, name: &str, path: &Path) -> Result<Value, RequestError> {
-    match fs.clone_snapshot(name, path) {
+fn clone(
+    fs: &Arc<Filesystem>,
+    name: &str,
+    path: &Path,
+    watch: &mut Watch<'_>,
+) -> Result<Value, RequestError> {
+    let cloned = fs.clone_snapshot(name, path, &mut stage(watch, "trimming"));
+    match cloned {
         Ok(true) => Ok(json!({ "shared": true, "bytes": 0 })),
         Ok(false) => {
-            let copied = export(fs, name, path)?;
+            let copied = export(fs, name, path, watch)?;
             Ok(json!({ "shared": false, "bytes": copied["bytes"] }))
         }
         Err(ExportError::Volume(Error::NotFound)) => Err(unknown(name)),
-        Err(error) => {
-            let text = format!("{}: {}", path.display(), chain(&error));
-            Err(RequestError::new(ErrorCode::Failed, text, ""))
-        }
+        Err(error) => Err(not_made(path, &error)),
     }
 }
 
@@ -247,12 +312,19 @@ fn restore(
     snapshot: &str,
     path: &str,
     to: Option<&str>,
+    watch: &mut Watch<'_>,
 ) -> Result<Value, RequestError> {
     let view = open(fs, snapshot)?;
     let target = to.unwrap_or(path);
+    let mut tell = stage(watch, "restoring");
     let restored = fs
-        .restore_path(&view, path.as_bytes(), target.as_bytes())
+        .restore_path(&view, path.as_bytes(), target.as_bytes(), &mut tell)
         .map_err(|error| {
+            if let Error::Interrupted = error {
+                let text = format!("stopped: a part of {target} is restored, file by file");
+                let hint = "the same command goes on";
+                return RequestError::new(ErrorCode::Cancelled, text, hint);
+            }
             let text = format!("restoring {path} to {target}: {}", chain(&error));
             RequestError::new(ErrorCode::Failed, text, "")
         })?;
@@ -296,7 +368,11 @@ pub(crate) fn unknown(name: &str) -> RequestError {
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 pub(crate) fn failed(error: Error) -> RequestError {
-    RequestError::new(ErrorCode::Failed, chain(&error), "")
+    let code = match error {
+        Error::Interrupted => ErrorCode::Cancelled,
+        _ => ErrorCode::Failed,
+    };
+    RequestError::new(code, chain(&error), "")
 }
 
 /// An error with all its causes in one line.

@@ -18,6 +18,7 @@ mod freeze;
 mod growth;
 pub mod keep;
 pub mod line;
+pub mod progress;
 pub mod protocol;
 #[cfg(feature = "volume")]
 pub mod report;
@@ -25,5 +26,6 @@ pub mod snapshot;
 pub mod status;
 
 pub use client::{Client, ClientError};
+pub use progress::{Progress, Watch, unwatched};
 pub use protocol::{ErrorCode, Hello, PROTOCOL_VERSION, Reply, Request, RequestError};
 pub use status::Status;

@@ -87,6 +87,12 @@ impl LineStream {
         }
     }
 
+    /// Whether no part of a line has arrived that was not handed out: after a time-out the next read goes on
+    /// where this one ended.
+    pub fn is_between_lines(&self) -> bool {
+        self.pending.is_empty()
+    }
+
     /// Sends one line; `line` must not contain a newline.
     pub fn write_line(&mut self, line: &str) -> io::Result<()> {
         let mut bytes = Vec::with_capacity(line.len() + 1);

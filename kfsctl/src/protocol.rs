@@ -1,12 +1,14 @@
 //! The messages: greeting, requests, answers, errors.
 //!
 //! A request is `{"command": NAME, ...its arguments, "id": ANY}`; `id` is optional and comes back
-//! with the answer. An answer is `{"id": ANY, "ok": RESULT}` or `{"id": ANY, "error": {...}}`.
+//! with the answer. With `"progress": true`, lines `{"id": ANY, "progress": {...}}` tell how far it is until
+//! then. An answer is `{"id": ANY, "ok": RESULT}` or `{"id": ANY, "error": {...}}`.
 //! Within one protocol version fields are only added, never changed or removed, so readers ignore
 //! fields they do not know; requests, in contrast, are read strictly, since an argument that is
 //! ignored would be a wish that is not fulfilled.
 
 use crate::defrag::{DefragFile, SurveyLevel};
+use crate::progress::Progress;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::path::PathBuf;
@@ -30,6 +32,18 @@ pub struct Hello {
     pub pid: u32,
     /// Commands the daemon serves.
     pub commands: Vec<String>,
+    /// Whether it tells how far requests are.
+    #[serde(default)]
+    pub progress: bool,
+}
+
+/// What comes with a request of any kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Envelope {
+    /// Comes back with the answer; null when there was none or it could not be read.
+    pub id: Value,
+    /// Whether to tell how far the request is, and to give it up when who asked hangs up.
+    pub wants_progress: bool,
 }
 
 /// What can be asked.
@@ -198,11 +212,12 @@ impl Request {
     ];
 
     /// Reads a request line. The id comes back even with an error, wherever it could be read.
-    pub fn parse(line: &str) -> (Value, Result<Self, RequestError>) {
+    pub fn parse(line: &str) -> (Envelope, Result<Self, RequestError>) {
+        let mut envelope = Envelope::default();
         let mut object: Map<String, Value> = match serde_json::from_str(line) {
             Ok(Value::Object(object)) => object,
-            Ok(_) => return (Value::Null, Err(RequestError::not_an_object())),
-            Err(error) => return (Value::Null, Err(RequestError::not_json(&error))),
+            Ok(_) => return (envelope, Err(RequestError::not_an_object())),
+            Err(error) => return (envelope, Err(RequestError::not_json(&error))),
         };
         let id = object.remove("id").unwrap_or(Value::Null);
         if id.is_object() || id.is_array() {
@@ -211,10 +226,23 @@ impl Request {
                 "the id must be a string or a number",
                 "leave it out, or count requests",
             );
-            return (Value::Null, Err(error));
+            return (envelope, Err(error));
+        }
+        envelope.id = id;
+        match object.remove("progress") {
+            None => {}
+            Some(Value::Bool(wanted)) => envelope.wants_progress = wanted,
+            Some(_) => {
+                let error = RequestError::new(
+                    ErrorCode::InvalidArgument,
+                    "\"progress\" is neither true nor false",
+                    "leave it out",
+                );
+                return (envelope, Err(error));
+            }
         }
         let result = Self::from_object(object);
-        (id, result)
+        (envelope, result)
     }
 
     fn from_object(object: Map<String, Value>) -> Result<Self, RequestError> {
@@ -290,6 +318,8 @@ pub enum ErrorCode {
     ShuttingDown,
     /// The command failed.
     Failed,
+    /// Who asked did not want it any more.
+    Cancelled,
     /// A code of a newer daemon.
     #[serde(other)]
     Unknown,
@@ -350,6 +380,8 @@ pub struct Reply {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
+    /// How far it is: the answer is still to come.
+    Progress(Progress),
     /// The command's result.
     Ok(Value),
     /// Why there is none.
@@ -379,8 +411,11 @@ mod tests {
     fn requests_round_trip() {
         let text = serde_json::to_string(&Request::Status {}).unwrap();
         assert_eq!(text, r#"{"command":"status"}"#);
-        assert_eq!(Request::parse(&text), (Value::Null, Ok(Request::Status {})));
-        let (id, request) = Request::parse(r#"{"id":7,"command":"status"}"#);
+        assert_eq!(
+            Request::parse(&text),
+            (Envelope::default(), Ok(Request::Status {}))
+        );
+        let (Envelope { id, .. }, request) = Request::parse(r#"{"id":7,"command":"status"}"#);
         assert_eq!((id, request), (Value::from(7), Ok(Request::Status {})));
     }
 
@@ -406,11 +441,21 @@ mod tests {
 
     #[test]
     fn a_wrong_request_keeps_its_id() {
-        let (id, request) = Request::parse(r#"{"id":"x","command":"status","verbose":true}"#);
+        let (Envelope { id, .. }, request) =
+            Request::parse(r#"{"id":"x","command":"status","verbose":true}"#);
         assert_eq!(id, Value::from("x"));
         let error = request.unwrap_err();
         assert_eq!(error.code, ErrorCode::InvalidArgument);
         assert!(error.message.contains("verbose"), "{error:?}");
+    }
+
+    #[test]
+    fn progress_is_told_where_wanted() {
+        let (envelope, request) = Request::parse(r#"{"command":"trim","progress":true,"id":3}"#);
+        assert!(envelope.wants_progress && envelope.id == 3);
+        assert_eq!(request, Ok(Request::Trim {}));
+        let error = refused(r#"{"command":"trim","progress":1}"#);
+        assert_eq!(error.code, ErrorCode::InvalidArgument);
     }
 
     #[test]

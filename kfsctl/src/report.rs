@@ -1,8 +1,9 @@
 //! Reports of checks as JSON, and the check of a snapshot.
 
 use crate::execute::{failed, unknown};
+use crate::progress::{Progress, Watch};
 use crate::protocol::RequestError;
-use kfs::check::{CheckOptions, CheckReport, Finding, Severity, Verdict, check};
+use kfs::check::{self, CheckOptions, CheckReport, Finding, Phase, Severity, Verdict, check};
 use kfs::snapshot::SnapshotDevice;
 use kfs::{Error, Filesystem};
 use serde_json::{Value, json};
@@ -10,20 +11,40 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// Checks the volume as a snapshot sees it. While that lasts the snapshot cannot be deleted.
-pub(crate) fn check_snapshot(fs: &Filesystem, name: &str) -> Result<Value, RequestError> {
+pub(crate) fn check_snapshot(
+    fs: &Filesystem,
+    name: &str,
+    watch: &mut Watch<'_>,
+) -> Result<Value, RequestError> {
     let device =
         SnapshotDevice::open(&fs.volume().snapshots, name).map_err(|error| match error {
             Error::NotFound => unknown(name),
             error => failed(error),
         })?;
     let options = CheckOptions::default();
-    let report = check(Arc::new(device), &options, &mut |_| {}).map_err(failed)?;
+    let mut tell = |at: check::Progress| watch(&progress(at));
+    let report = check(Arc::new(device), &options, &mut tell).map_err(failed)?;
     let mut value = to_json(Path::new(""), &report);
     if let Some(object) = value.as_object_mut() {
         object.remove("image");
         object.insert("snapshot".into(), name.into());
     }
     Ok(value)
+}
+
+/// How far a check is.
+#[must_use]
+pub fn progress(at: check::Progress) -> Progress {
+    let stage = match at.phase {
+        Phase::Inodes => "inodes",
+        Phase::Directories => "directories",
+        Phase::Bitmaps => "bitmaps",
+    };
+    Progress {
+        stage: stage.into(),
+        done: at.done,
+        total: at.total,
+    }
 }
 
 fn verdict_name(verdict: Verdict) -> &'static str {

@@ -65,9 +65,9 @@ pub(crate) fn run(target: &Target, size: Size, as_json: bool) -> anyhow::Result<
     let mut executor = Executor::find(target, false)?;
     let (before, after) = if let Some(shrinkable) = shrink::wanted(&executor, size) {
         executor.finish()?;
-        shrink::run(shrinkable, size.bytes)?
+        shrink::run(shrinkable, size.bytes, as_json)?
     } else {
-        let grown = grow(&mut executor, size);
+        let grown = grow(&mut executor, size, as_json);
         let finished = executor.finish();
         let sizes = grown?;
         finished?;
@@ -87,8 +87,8 @@ pub(crate) fn run(target: &Target, size: Size, as_json: bool) -> anyhow::Result<
 }
 
 /// Returns the size before and after.
-fn grow(executor: &mut Executor, size: Size) -> anyhow::Result<(u64, u64)> {
-    let bar = bar();
+fn grow(executor: &mut Executor, size: Size, as_json: bool) -> anyhow::Result<(u64, u64)> {
+    let bar = bar(as_json);
     let mut request = Request::Resize {
         size_bytes: size.bytes,
         is_added: size.is_added,
@@ -116,8 +116,8 @@ fn grow(executor: &mut Executor, size: Size) -> anyhow::Result<(u64, u64)> {
 }
 
 /// A bar on a terminal, nothing elsewhere.
-fn bar() -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
+fn bar(as_json: bool) -> ProgressBar {
+    if as_json || !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
     let style = ProgressStyle::with_template("{wide_bar} {bytes} of {total_bytes}  {eta:>4}");

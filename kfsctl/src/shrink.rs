@@ -23,7 +23,7 @@ pub(crate) fn wanted(executor: &Executor, size: Size) -> Option<Arc<FileDevice>>
 }
 
 /// Makes the volume smaller, and the image file with it. Returns the sizes before and after.
-pub(crate) fn run(image: Arc<FileDevice>, bytes: u64) -> anyhow::Result<(u64, u64)> {
+pub(crate) fn run(image: Arc<FileDevice>, bytes: u64, as_json: bool) -> anyhow::Result<(u64, u64)> {
     let is_stopped = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&is_stopped))
@@ -35,7 +35,7 @@ pub(crate) fn run(image: Arc<FileDevice>, bytes: u64) -> anyhow::Result<(u64, u6
             commit_interval: None,
             ..MountOptions::default()
         };
-        let bars = Bars::new();
+        let bars = Bars::new(as_json);
         kfs::shrink(&device, &options, bytes, &mut |progress| {
             bars.show(progress);
             match is_stopped.load(Ordering::Relaxed) {
@@ -77,8 +77,8 @@ fn shorten(image: Arc<FileDevice>, bytes: u64) -> anyhow::Result<()> {
 struct Bars(ProgressBar);
 
 impl Bars {
-    fn new() -> Self {
-        if !std::io::stderr().is_terminal() {
+    fn new(as_json: bool) -> Self {
+        if as_json || !std::io::stderr().is_terminal() {
             return Self(ProgressBar::hidden());
         }
         let style = ProgressStyle::with_template("{msg:8} {wide_bar} {pos} of {len}  {eta:>4}");

@@ -5,8 +5,9 @@ use crate::image::socket_of;
 use anyhow::Context;
 use kfs::{Filesystem, MountOptions};
 use kfs_disk::{BlockDevice, FileDevice, Holder, OpenError};
-use kfsctl::execute::begin_restore;
-use kfsctl::{Client, Request};
+use kfsctl::execute::{begin_restore, execute};
+use kfsctl::progress::stage;
+use kfsctl::{Client, Request, Watch, unwatched};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
@@ -57,31 +58,52 @@ impl Executor {
             }
         };
         let device = Arc::new(device);
-        let fs = open(&device, reads).with_context(|| format!("cannot open {}", path.display()))?;
+        let mut tell = kfs::unwatched;
+        let fs = open(&device, reads, &mut tell)
+            .with_context(|| format!("cannot open {}", path.display()))?;
         Ok(Self::Image { fs, device })
     }
 
     /// Carries a request out.
     pub(crate) fn request(&mut self, request: &Request) -> anyhow::Result<Value> {
+        self.request_watched(request, &mut unwatched)
+    }
+
+    /// Carries a request out, tells how far it is, and ends it where `watch` says so.
+    pub(crate) fn request_watched(
+        &mut self,
+        request: &Request,
+        watch: &mut Watch<'_>,
+    ) -> anyhow::Result<Value> {
         match self {
-            Self::Daemon(client) => Ok(client.request(request)?),
-            Self::Image { fs, .. } => Ok(kfsctl::execute::execute(fs, request)?),
+            Self::Daemon(client) => Ok(client.request_watched(request, watch)?),
+            Self::Image { fs, .. } => Ok(execute(fs, request, watch)?),
         }
     }
 
     /// Sets the volume back to a snapshot; the answer is as a daemon's.
-    pub(crate) fn restore_volume(&mut self, snapshot: &str, force: bool) -> anyhow::Result<Value> {
+    /// It goes on to its end, whatever `watch` says.
+    pub(crate) fn restore_volume(
+        &mut self,
+        snapshot: &str,
+        force: bool,
+        watch: &mut Watch<'_>,
+    ) -> anyhow::Result<Value> {
         match self {
-            Self::Daemon(client) => Ok(client.request(&Request::Restore {
-                snapshot: snapshot.into(),
-                path: None,
-                to: None,
-                force,
-            })?),
+            Self::Daemon(client) => {
+                let request = Request::Restore {
+                    snapshot: snapshot.into(),
+                    path: None,
+                    to: None,
+                    force,
+                };
+                Ok(client.request_watched(&request, watch)?)
+            }
             Self::Image { fs, device } => {
                 let undo = begin_restore(fs, snapshot)?;
                 fs.close()?;
-                *fs = open(device, false).context("setting the volume back")?;
+                let mut tell = stage(watch, "setting back");
+                *fs = open(device, false, &mut tell).context("setting the volume back")?;
                 Ok(json!({ "undo": undo }))
             }
         }
@@ -96,12 +118,17 @@ impl Executor {
     }
 }
 
-fn open(device: &Arc<FileDevice>, reads: bool) -> kfs::Result<Arc<Filesystem>> {
+fn open(
+    device: &Arc<FileDevice>,
+    reads: bool,
+    watch: &mut kfs::Watch<'_>,
+) -> kfs::Result<Arc<Filesystem>> {
     let options = MountOptions {
         // An image that was not closed is to be recovered, by whoever changes it.
         read_only: reads,
         commit_interval: None,
         ..MountOptions::default()
     };
-    Filesystem::open(Arc::clone(device) as Arc<dyn BlockDevice>, options)
+    let device = Arc::clone(device) as Arc<dyn BlockDevice>;
+    Filesystem::open_watched(device, options, watch)
 }

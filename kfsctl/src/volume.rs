@@ -1,28 +1,75 @@
 //! Commands that a daemon, or kfsctl itself on an idle image, carries out on a volume.
 
 use crate::args::{Command, SnapshotCommand, Target};
+use crate::bar::Bar;
 use crate::target::Executor;
 use anyhow::Context;
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
-use kfsctl::Request;
+use indicatif::HumanBytes;
 use kfsctl::snapshot::{DiffEntry, RestoreInfo, SnapshotInfo, VersionInfo};
+use kfsctl::{Progress, Request};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::fmt::Write;
-use std::io::IsTerminal;
 use std::path::Path;
-use std::time::Duration;
+
+/// Who carries requests out, and what is shown meanwhile.
+struct Work {
+    executor: Executor,
+    bar: Bar,
+    as_json: bool,
+}
+
+impl Work {
+    fn request(&mut self, request: &Request) -> anyhow::Result<Value> {
+        let bar = &mut self.bar;
+        self.executor
+            .request_watched(request, &mut |progress| bar.tell(progress))
+    }
+
+    /// The result as JSON, or as people read it.
+    fn show<T: DeserializeOwned>(
+        &self,
+        value: &Value,
+        render: impl FnOnce(T) -> String,
+    ) -> anyhow::Result<String> {
+        if self.as_json {
+            return Ok(format!("{value}\n"));
+        }
+        let result = serde_json::from_value(value.clone()).context("the answer cannot be read")?;
+        Ok(render(result))
+    }
+}
 
 /// Runs a command and prints its result.
-pub(crate) fn run(target: &Target, command: &Command) -> anyhow::Result<()> {
-    let mut executor = Executor::find(target, only_reads(command))?;
-    let spinner = spinner();
-    let result = carry_out(&mut executor, command);
-    spinner.finish_and_clear();
-    let finished = executor.finish();
+pub(crate) fn run(target: &Target, command: &Command, as_json: bool) -> anyhow::Result<()> {
+    let mut work = Work {
+        executor: Executor::find(target, only_reads(command))?,
+        bar: Bar::new(as_json),
+        as_json,
+    };
+    if ends_in_order(command) {
+        work.bar.catch_signals()?;
+    }
+    let result = carry_out(&mut work, command);
+    work.bar.end();
+    let finished = work.executor.finish();
     let text = result?;
     finished?;
     crate::print(&text)
+}
+
+/// Whether the command is told when somebody wants it to end, in place of being ended anywhere.
+fn ends_in_order(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::Restore { .. }
+            | Command::Trim
+            | Command::Snapshot(
+                SnapshotCommand::Delete { .. }
+                    | SnapshotCommand::Export { .. }
+                    | SnapshotCommand::Clone { .. }
+            )
+    )
 }
 
 fn only_reads(command: &Command) -> bool {
@@ -30,7 +77,7 @@ fn only_reads(command: &Command) -> bool {
         command,
         Command::Log { .. }
             | Command::Snapshot(
-                SnapshotCommand::List { .. }
+                SnapshotCommand::List
                     | SnapshotCommand::Show { .. }
                     | SnapshotCommand::Diff { .. }
                     | SnapshotCommand::Export { .. }
@@ -39,30 +86,19 @@ fn only_reads(command: &Command) -> bool {
     )
 }
 
-/// Shows on a terminal that something is going on, when it takes longer than a second.
-fn spinner() -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new_spinner();
-    let style = ProgressStyle::with_template("{spinner} {elapsed}");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
-    bar.enable_steady_tick(Duration::from_secs(1));
-    bar
-}
-
-fn carry_out(executor: &mut Executor, command: &Command) -> anyhow::Result<String> {
+fn carry_out(work: &mut Work, command: &Command) -> anyhow::Result<String> {
     match command {
-        Command::Snapshot(command) => snapshot(executor, command),
+        Command::Snapshot(command) => snapshot(work, command),
         Command::Restore {
             snapshot,
             path: None,
             force,
-            json,
             ..
         } => {
-            let value = executor.restore_volume(snapshot, *force)?;
-            show(&value, *json, |set_back: SetBack| {
+            let bar = &mut work.bar;
+            let mut watch = |progress: &Progress| bar.tell(progress);
+            let value = work.executor.restore_volume(snapshot, *force, &mut watch)?;
+            work.show(&value, |set_back: SetBack| {
                 format!(
                     "the volume is as it was at '{snapshot}'; what it was before is '{}'\n",
                     set_back.undo
@@ -73,16 +109,15 @@ fn carry_out(executor: &mut Executor, command: &Command) -> anyhow::Result<Strin
             snapshot,
             path: Some(path),
             to,
-            json,
             ..
         } => {
-            let value = executor.request(&Request::Restore {
+            let value = work.request(&Request::Restore {
                 snapshot: snapshot.clone(),
                 path: Some(path.clone()),
                 to: to.clone(),
                 force: false,
             })?;
-            show(&value, *json, |restored: RestoreInfo| {
+            work.show(&value, |restored: RestoreInfo| {
                 format!(
                     "restored {path} from '{snapshot}': {} inodes, {} of them made, {} copied\n",
                     restored.inodes,
@@ -91,23 +126,30 @@ fn carry_out(executor: &mut Executor, command: &Command) -> anyhow::Result<Strin
                 )
             })
         }
-        Command::Log { file, json } => {
+        Command::Log { file } => {
             let path = file.clone();
-            let value = executor.request(&Request::FileLog { path })?;
-            show(&value, *json, |found: Vec<VersionInfo>| versions(&found))
+            let value = work.request(&Request::FileLog { path })?;
+            work.show(&value, |found: Vec<VersionInfo>| versions(&found))
         }
-        Command::Trim { json } => {
-            let value = executor.request(&Request::Trim {})?;
-            show(&value, *json, |bytes: Bytes| {
+        Command::Trim => {
+            let value = work.request(&Request::Trim {})?;
+            work.show(&value, |bytes: Bytes| {
                 format!("{} are free and given back\n", HumanBytes(bytes.bytes))
             })
         }
-        Command::Sync => executor.request(&Request::Sync {}).map(|_| String::new()),
-        Command::DropCaches => executor
-            .request(&Request::DropCaches {})
-            .map(|_| String::new()),
+        Command::Sync => silent(work, &Request::Sync {}),
+        Command::DropCaches => silent(work, &Request::DropCaches {}),
         _ => unreachable!("run elsewhere"),
     }
+}
+
+/// A request whose success needs no words.
+fn silent(work: &mut Work, request: &Request) -> anyhow::Result<String> {
+    let value = work.request(request)?;
+    Ok(match work.as_json {
+        true => format!("{value}\n"),
+        false => String::new(),
+    })
 }
 
 #[derive(serde::Deserialize)]
@@ -137,36 +179,30 @@ struct Diff {
     total: usize,
 }
 
-fn snapshot(executor: &mut Executor, command: &SnapshotCommand) -> anyhow::Result<String> {
+fn snapshot(work: &mut Work, command: &SnapshotCommand) -> anyhow::Result<String> {
     match command {
-        SnapshotCommand::Create {
-            name,
-            comment,
-            json,
-        } => {
-            let value = executor.request(&Request::SnapshotCreate {
+        SnapshotCommand::Create { name, comment } => {
+            let value = work.request(&Request::SnapshotCreate {
                 name: name.clone(),
                 comment: comment.clone(),
             })?;
-            show(&value, *json, |taken: SnapshotInfo| {
-                format!("{}\n", taken.name)
-            })
+            work.show(&value, |taken: SnapshotInfo| format!("{}\n", taken.name))
         }
-        SnapshotCommand::List { json } => {
-            let value = executor.request(&Request::SnapshotList {})?;
-            show(&value, *json, |all: Vec<SnapshotInfo>| table(&all))
+        SnapshotCommand::List => {
+            let value = work.request(&Request::SnapshotList {})?;
+            work.show(&value, |all: Vec<SnapshotInfo>| table(&all))
         }
-        SnapshotCommand::Show { name, json } => {
-            let found = find(executor, name)?;
-            show(&json!(found), *json, |snapshot| details(&snapshot))
+        SnapshotCommand::Show { name } => {
+            let found = find(work, name)?;
+            work.show(&json!(found), |snapshot| details(&snapshot))
         }
-        SnapshotCommand::Delete { names, keep, json } => {
+        SnapshotCommand::Delete { names, keep } => {
             let names = match keep {
-                Some(keep) => keep.to_delete(&all(executor)?),
+                Some(keep) => keep.to_delete(&all(work)?),
                 None => names.clone(),
             };
-            let value = executor.request(&Request::SnapshotDelete { names })?;
-            show(&value, *json, |result: Deleted| {
+            let value = work.request(&Request::SnapshotDelete { names })?;
+            work.show(&value, |result: Deleted| {
                 let lines = result
                     .deleted
                     .iter()
@@ -174,37 +210,35 @@ fn snapshot(executor: &mut Executor, command: &SnapshotCommand) -> anyhow::Resul
                 lines.collect()
             })
         }
-        SnapshotCommand::Diff { from, to, json } => {
-            let value = executor.request(&Request::SnapshotDiff {
+        SnapshotCommand::Diff { from, to } => {
+            let value = work.request(&Request::SnapshotDiff {
                 from: from.clone(),
                 to: to.clone(),
             })?;
-            show(&value, *json, |diff: Diff| changes(&diff))
+            work.show(&value, |diff: Diff| changes(&diff))
         }
         SnapshotCommand::Export {
             name,
             new_image: image,
-            json,
         } => {
             // The daemon has another working directory.
             let path = std::path::absolute(image).context("the new image")?;
-            let value = executor.request(&Request::SnapshotExport {
+            let value = work.request(&Request::SnapshotExport {
                 name: name.clone(),
                 path,
             })?;
-            show(&value, *json, |bytes: Bytes| exported(image, bytes.bytes))
+            work.show(&value, |bytes: Bytes| exported(image, bytes.bytes))
         }
         SnapshotCommand::Clone {
             name,
             new_image: image,
-            json,
         } => {
             let path = std::path::absolute(image).context("the new image")?;
-            let value = executor.request(&Request::SnapshotClone {
+            let value = work.request(&Request::SnapshotClone {
                 name: name.clone(),
                 path,
             })?;
-            show(&value, *json, |cloned: Cloned| {
+            work.show(&value, |cloned: Cloned| {
                 if cloned.shared {
                     format!("{}: shares its blocks with the volume\n", image.display())
                 } else {
@@ -257,27 +291,14 @@ fn versions(versions: &[VersionInfo]) -> String {
     text
 }
 
-fn all(executor: &mut Executor) -> anyhow::Result<Vec<SnapshotInfo>> {
-    let value = executor.request(&Request::SnapshotList {})?;
+fn all(work: &mut Work) -> anyhow::Result<Vec<SnapshotInfo>> {
+    let value = work.request(&Request::SnapshotList {})?;
     serde_json::from_value(value).context("the answer cannot be read")
 }
 
-fn find(executor: &mut Executor, name: &str) -> anyhow::Result<SnapshotInfo> {
-    let found = all(executor)?.into_iter().find(|info| info.name == name);
+fn find(work: &mut Work, name: &str) -> anyhow::Result<SnapshotInfo> {
+    let found = all(work)?.into_iter().find(|info| info.name == name);
     found.with_context(|| format!("there is no snapshot '{name}'"))
-}
-
-/// The result as JSON, or as people read it.
-fn show<T: DeserializeOwned>(
-    value: &Value,
-    as_json: bool,
-    render: impl FnOnce(T) -> String,
-) -> anyhow::Result<String> {
-    if as_json {
-        return Ok(format!("{value}\n"));
-    }
-    let result = serde_json::from_value(value.clone()).context("the answer cannot be read")?;
-    Ok(render(result))
 }
 
 fn table(snapshots: &[SnapshotInfo]) -> String {

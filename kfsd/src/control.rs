@@ -6,19 +6,22 @@
 
 use crate::socket_file::SocketFile;
 use kfsctl::line::{LineError, LineStream, Patience};
+use kfsctl::progress::{Progress, Watch};
 use kfsctl::protocol::{
-    ErrorCode, Hello, PROTOCOL_NAME, PROTOCOL_VERSION, Reply, Request, RequestError,
+    Envelope, ErrorCode, Hello, Outcome, PROTOCOL_NAME, PROTOCOL_VERSION, Reply, Request,
+    RequestError,
 };
 use rustix::event::{PollFd, PollFlags, Timespec};
 use serde_json::Value;
 use std::io;
+use std::ops::ControlFlow;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Clients at a time.
 const MAX_CLIENTS: usize = 16;
@@ -29,6 +32,10 @@ const PATIENCE: Patience = Patience {
 };
 /// How long sending an answer may take.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a client hears how far its request is.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+/// How long the end of the daemon waits for requests that can be given up.
+const END_PATIENCE: Duration = Duration::from_secs(3);
 /// How often the handler is told that time goes by.
 const TICK: Timespec = Timespec {
     tv_sec: 1,
@@ -37,8 +44,8 @@ const TICK: Timespec = Timespec {
 
 /// What the server asks to do the work.
 pub trait Handler: Send + Sync {
-    /// Carries a request out.
-    fn handle(&self, request: Request) -> Result<Value, RequestError>;
+    /// Carries a request out, and tells how far it is.
+    fn handle(&self, request: Request, watch: &mut Watch<'_>) -> Result<Value, RequestError>;
 
     /// Called about every second.
     fn tick(&self) {}
@@ -109,23 +116,30 @@ impl ControlListener {
         let server = Server {
             handler,
             clients: Arc::new(AtomicUsize::new(0)),
+            watched: Arc::new(AtomicUsize::new(0)),
+            is_ending: Arc::new(AtomicBool::new(false)),
         };
+        let (watched, is_ending) = (server.watched.clone(), server.is_ending.clone());
         let thread = std::thread::Builder::new()
             .name("control".into())
             .spawn(move || server.accept_until(&self, &stopped))?;
         Ok(ControlServer {
             stop: Some(stop),
             thread: Some(thread),
+            watched,
+            is_ending,
         })
     }
 }
 
 /// The running server; it ends when this is dropped. Clients in the middle of a request do not
-/// hold that up.
+/// hold that up, but for those who watch it: their requests are given up, and put away what is half done.
 #[derive(Debug)]
 pub struct ControlServer {
     stop: Option<UnixStream>,
     thread: Option<JoinHandle<()>>,
+    watched: Arc<AtomicUsize>,
+    is_ending: Arc<AtomicBool>,
 }
 
 impl Drop for ControlServer {
@@ -138,6 +152,11 @@ impl Drop for ControlServer {
         {
             log::error!("the control server has failed");
         }
+        self.is_ending.store(true, Ordering::Release);
+        let end = Instant::now() + END_PATIENCE;
+        while self.watched.load(Ordering::Acquire) > 0 && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 
@@ -145,6 +164,51 @@ impl Drop for ControlServer {
 struct Server {
     handler: Arc<dyn Handler>,
     clients: Arc<AtomicUsize>,
+    /// Requests whose clients hear how far they are.
+    watched: Arc<AtomicUsize>,
+    is_ending: Arc<AtomicBool>,
+}
+
+/// Tells a client how far its request is, and notices when it hangs up.
+struct Teller<'l> {
+    lines: &'l mut LineStream,
+    id: Value,
+    next: Instant,
+    is_gone: bool,
+    is_ending: &'l AtomicBool,
+}
+
+impl Teller<'_> {
+    fn tell(&mut self, progress: &Progress) -> ControlFlow<()> {
+        let now = Instant::now();
+        if !self.is_gone && now >= self.next {
+            self.next = now + PROGRESS_INTERVAL;
+            self.is_gone = self.look_and_send(progress).is_err();
+        }
+        match self.is_gone || self.is_ending.load(Ordering::Acquire) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    }
+
+    /// Never waits: a client that does not read misses some.
+    fn look_and_send(&mut self, progress: &Progress) -> io::Result<()> {
+        let interest = PollFlags::OUT | PollFlags::RDHUP;
+        let mut fds = [PollFd::new(self.lines.stream(), interest)];
+        rustix::event::poll(&mut fds, Some(&Timespec::default()))?;
+        let events = fds[0].revents();
+        if events.intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR) {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
+        if !events.contains(PollFlags::OUT) {
+            return Ok(());
+        }
+        let reply = Reply {
+            id: self.id.clone(),
+            outcome: Outcome::Progress(progress.clone()),
+        };
+        send(self.lines, &reply)
+    }
 }
 
 /// Counts a client for as long as it lives.
@@ -232,7 +296,8 @@ impl Server {
         loop {
             let (error, goes_on) = match lines.read_line(PATIENCE) {
                 Ok(Some(line)) => {
-                    send(lines, &self.answer(&line))?;
+                    let reply = self.answer(&line, lines);
+                    send(lines, &reply)?;
                     continue;
                 }
                 Ok(None) | Err(LineError::Cut) => return Ok(()),
@@ -251,11 +316,24 @@ impl Server {
         }
     }
 
-    fn answer(&self, line: &str) -> Reply {
-        let (id, request) = Request::parse(line);
+    fn answer(&self, line: &str, lines: &mut LineStream) -> Reply {
+        let (Envelope { id, wants_progress }, request) = Request::parse(line);
         let outcome = request.and_then(|request| {
             log::debug!("control: {request:?}");
-            self.handler.handle(request)
+            if !wants_progress {
+                return self.handler.handle(request, &mut kfsctl::unwatched);
+            }
+            self.watched.fetch_add(1, Ordering::AcqRel);
+            let _watched = Place(Arc::clone(&self.watched));
+            let mut teller = Teller {
+                lines,
+                id: id.clone(),
+                next: Instant::now() + PROGRESS_INTERVAL,
+                is_gone: false,
+                is_ending: &self.is_ending,
+            };
+            let mut watch = |progress: &Progress| teller.tell(progress);
+            self.handler.handle(request, &mut watch)
         });
         Reply::new(id, outcome)
     }
@@ -273,6 +351,7 @@ fn hello() -> Hello {
         version: env!("CARGO_PKG_VERSION").into(),
         pid: std::process::id(),
         commands: Request::COMMANDS.iter().map(|&name| name.into()).collect(),
+        progress: true,
     }
 }
 

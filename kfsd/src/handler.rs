@@ -3,6 +3,7 @@
 use crate::control::Handler;
 use crate::metrics::Metrics;
 use crate::volume::{RestoreError, Volume};
+use kfsctl::Watch;
 use kfsctl::protocol::{ErrorCode, Request, RequestError};
 use kfsctl::status::{DaemonStatus, TransportKind};
 use serde_json::{Value, json};
@@ -35,7 +36,12 @@ impl ControlHandler {
     }
 
     /// Sets the volume back to a snapshot under its users, all of whom wait meanwhile.
-    fn restore(&self, snapshot: &str, force: bool) -> Result<Value, RequestError> {
+    fn restore(
+        &self,
+        snapshot: &str,
+        force: bool,
+        watch: &mut Watch<'_>,
+    ) -> Result<Value, RequestError> {
         self.refuse_attached(force)?;
         let mut suspended = Vec::new();
         let mut suspend = || {
@@ -44,7 +50,7 @@ impl ControlHandler {
             // Somebody may have come meanwhile.
             self.refuse_attached(force)
         };
-        match self.volume.restore(snapshot, &mut suspend) {
+        match self.volume.restore(snapshot, &mut suspend, watch) {
             Ok(undo) => {
                 for session in suspended {
                     match self.volume.new_session() {
@@ -103,7 +109,7 @@ fn set_log_level(level: &str) -> Result<Value, RequestError> {
 }
 
 impl Handler for ControlHandler {
-    fn handle(&self, request: Request) -> Result<Value, RequestError> {
+    fn handle(&self, request: Request, watch: &mut Watch<'_>) -> Result<Value, RequestError> {
         match request {
             Request::Status {} => self.status(),
             Request::Restore {
@@ -111,9 +117,9 @@ impl Handler for ControlHandler {
                 path: None,
                 force,
                 ..
-            } => self.restore(&snapshot, force),
+            } => self.restore(&snapshot, force, watch),
             Request::SetLogLevel { level } => set_log_level(&level),
-            request => self.volume.control(&request),
+            request => self.volume.control(&request, watch),
         }
     }
 

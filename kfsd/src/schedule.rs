@@ -8,6 +8,7 @@ use crate::volume::Volume;
 use kfsctl::keep::Keep;
 use kfsctl::protocol::{Request, RequestError};
 use kfsctl::snapshot::SnapshotInfo;
+use kfsctl::unwatched;
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -98,19 +99,20 @@ impl Drop for Scheduler {
 
 fn once(schedule: &Schedule, volume: &dyn Volume) -> Result<(), RequestError> {
     let now = jiff::Timestamp::now().strftime("%Y-%m-%d-%H%M%S");
-    volume.control(&Request::SnapshotCreate {
+    let control = |request| volume.control(&request, &mut unwatched);
+    control(Request::SnapshotCreate {
         name: Some(format!("{PREFIX}{now}")),
         comment: String::new(),
     })?;
     let Some(keep) = &schedule.keep else {
         return Ok(());
     };
-    let all = volume.control(&Request::SnapshotList {})?;
+    let all = control(Request::SnapshotList {})?;
     let all: Vec<SnapshotInfo> = serde_json::from_value(all).unwrap_or_default();
     let scheduled = all.into_iter().filter(|info| info.name.starts_with(PREFIX));
     let names = keep.to_delete(&scheduled.collect::<Vec<_>>());
     if !names.is_empty() {
-        volume.control(&Request::SnapshotDelete { names })?;
+        control(Request::SnapshotDelete { names })?;
     }
     Ok(())
 }

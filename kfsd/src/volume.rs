@@ -4,6 +4,7 @@
 //! for each session, and shuts it down when the last session is gone.
 
 use crate::fuse::FileSystem;
+use kfsctl::Watch;
 use kfsctl::protocol::{ErrorCode, Request, RequestError};
 use kfsctl::status::VolumeStatus;
 use serde_json::Value;
@@ -37,9 +38,9 @@ pub trait Volume: Send + Sync {
     /// What `kfsctl status` shows of it. Must not wait for requests in progress.
     fn status(&self) -> VolumeStatus;
 
-    /// Carries out a request that is about the volume alone.
-    fn control(&self, request: &Request) -> Result<Value, RequestError> {
-        let _ = request;
+    /// Carries out a request that is about the volume alone, and tells how far it is.
+    fn control(&self, request: &Request, watch: &mut Watch<'_>) -> Result<Value, RequestError> {
+        let _ = (request, watch);
         Err(no_image())
     }
 
@@ -47,13 +48,14 @@ pub trait Volume: Send + Sync {
     ///
     /// `suspend` is called when all else is ready: from then on no session is used. Those that there were are
     /// to be exchanged for new ones if this succeeds, and not to be used any more if it fails with
-    /// [`RestoreError::Lost`].
+    /// [`RestoreError::Lost`]. It goes on to its end, whatever `watch` says.
     fn restore(
         &self,
         snapshot: &str,
         suspend: &mut dyn FnMut() -> Result<(), RequestError>,
+        watch: &mut Watch<'_>,
     ) -> Result<String, RestoreError> {
-        let _ = (snapshot, suspend);
+        let _ = (snapshot, suspend, watch);
         Err(RestoreError::Refused(no_image()))
     }
 

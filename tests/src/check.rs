@@ -10,8 +10,10 @@ use std::sync::Arc;
 /// When the device fails, or is not one that can be judged.
 #[must_use]
 pub fn look(device: Arc<dyn BlockDevice>, context: &str) -> CheckReport {
-    check(device, &CheckOptions::default(), &mut |_| {})
-        .unwrap_or_else(|error| panic!("{context}: cannot be checked: {error}"))
+    check(device, &CheckOptions::default(), &mut |_| {
+        std::ops::ControlFlow::Continue(())
+    })
+    .unwrap_or_else(|error| panic!("{context}: cannot be checked: {error}"))
 }
 
 /// The image is whole, or will be when it is recovered.

@@ -32,7 +32,9 @@ const PATIENCE: &str = "30";
 
 fn look(bytes: &[u8]) -> kfs::Result<CheckReport> {
     let device: Arc<dyn BlockDevice> = Arc::new(MemoryDevice::from_bytes(bytes));
-    check(device, &CheckOptions::default(), &mut |_| {})
+    check(device, &CheckOptions::default(), &mut |_| {
+        std::ops::ControlFlow::Continue(())
+    })
 }
 
 /// A folder in memory where there is one.

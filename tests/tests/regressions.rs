@@ -501,7 +501,9 @@ fn deep_trees_are_compared_and_restored() {
         let work = || {
             let changes = fs.changes_since(&view).expect("compares");
             assert_eq!(changes.len(), 1);
-            let restored = fs.restore_path(&view, b"/d", b"/d").expect("restores");
+            let restored = fs
+                .restore_path(&view, b"/d", b"/d", &mut kfs::unwatched)
+                .expect("restores");
             assert_eq!((restored.inodes, restored.made), (1900, 0));
         };
         let thread = small.spawn_scoped(scope, work).expect("starts");

@@ -91,7 +91,7 @@ impl Checker<'_> {
             let desc = self.groups.desc(group).clone();
             self.check_block_bitmap(&geometry, group, &desc, &mut sums)?;
             self.check_inode_bitmap(&geometry, group, &desc, &mut sums)?;
-            self.step(u64::from(group.0) + 1, geometry.groups_count().into());
+            self.step(u64::from(group.0) + 1, geometry.groups_count().into())?;
         }
         self.totals.blocks_used = geometry.blocks_count() - sums.free_blocks.1;
         self.totals.inodes_used = u64::from(geometry.inodes_count()) - sums.free_inodes.1;

@@ -97,7 +97,7 @@ impl Checker<'_> {
             }
             checker.check_directory(nr, inode)?;
             done += 1;
-            checker.step(done, total);
+            checker.step(done, total)?;
             Ok(())
         })
     }

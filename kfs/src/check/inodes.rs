@@ -116,7 +116,7 @@ impl Checker<'_> {
         let geometry = self.image.geometry.clone();
         for group in (0..geometry.groups_count()).map(GroupNr) {
             self.for_each_in_table(group, |checker, nr, inode| checker.check_inode(nr, inode))?;
-            self.step(u64::from(group.0) + 1, geometry.groups_count().into());
+            self.step(u64::from(group.0) + 1, geometry.groups_count().into())?;
         }
         Ok(())
     }

@@ -39,7 +39,7 @@ mod xattrs;
 
 pub use report::{CheckReport, Finding, FindingKind, Recovery, Replay, Severity, Totals, Verdict};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::layout::{Incompat, RawSuperblock};
 use claims::Claims;
 use groups::Groups;
@@ -50,6 +50,7 @@ use links::Directory;
 use orphans::Orphans;
 use report::Findings;
 use states::States;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use superblock::Opened;
 use xattrs::XattrBlocks;
@@ -94,15 +95,16 @@ pub struct Progress {
     pub total: u64,
 }
 
-/// Checks the volume on `device`, which nobody may change meanwhile.
+/// Checks the volume on `device`, which nobody may change meanwhile. `progress` is told how far it is, and may end
+/// it.
 ///
 /// # Errors
 /// `Corrupt` when there is no superblock at all, `Unsupported` for features whose rules are not
-/// known, `Io`. Never for damage, which is what the report is for.
+/// known, `Interrupted`, `Io`. Never for damage, which is what the report is for.
 pub fn check(
     device: Arc<dyn BlockDevice>,
     options: &CheckOptions,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<CheckReport> {
     let mut findings = Findings::new(options.findings_max);
     let mut recovery = Recovery::default();
@@ -152,7 +154,7 @@ struct Checker<'p> {
     totals: Totals,
     recovery: Recovery,
     phase: Phase,
-    progress: &'p mut dyn FnMut(Progress),
+    progress: &'p mut dyn FnMut(Progress) -> ControlFlow<()>,
 }
 
 impl<'p> Checker<'p> {
@@ -160,7 +162,7 @@ impl<'p> Checker<'p> {
         opened: Opened,
         findings: Findings,
         recovery: Recovery,
-        progress: &'p mut dyn FnMut(Progress),
+        progress: &'p mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Self> {
         let Opened { image, superblock } = opened;
         let geometry = image.geometry.clone();
@@ -207,11 +209,15 @@ impl<'p> Checker<'p> {
         Ok(self.findings.into_report(self.totals, self.recovery, true))
     }
 
-    fn step(&mut self, done: u64, total: u64) {
-        (self.progress)(Progress {
+    fn step(&mut self, done: u64, total: u64) -> Result<()> {
+        let progress = Progress {
             phase: self.phase,
             done,
             total,
-        });
+        };
+        match (self.progress)(progress) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Error::Interrupted),
+        }
     }
 }

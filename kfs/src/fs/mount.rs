@@ -14,6 +14,7 @@ use crate::snapshot::Snapshots;
 use crate::storage::journal::{LogArea, LogOptions, attach, recover, reset_log};
 use crate::storage::{BufferCache, Journal};
 use crate::sync::Rank;
+use crate::tools::{Watch, unwatched};
 use crate::volume::{Volume, VolumeParts};
 use kfs_disk::BlockDevice;
 use parking_lot::Mutex;
@@ -34,6 +35,19 @@ impl Filesystem {
     /// `Corrupt` for what is not an ext4 image or is damaged beyond use, `Unsupported` for features
     /// kfs does not know, `NeedsRecovery` for a dirty journal on a read-only device, `Io`.
     pub fn open(device: Arc<dyn BlockDevice>, options: MountOptions) -> Result<Arc<Self>> {
+        Self::open_watched(device, options, &mut unwatched)
+    }
+
+    /// As [`Filesystem::open`], and tells how far it is where the volume has to be set back to a snapshot first.
+    /// That goes on to its end, whatever `watch` says.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn open_watched(
+        device: Arc<dyn BlockDevice>,
+        options: MountOptions,
+        watch: &mut Watch<'_>,
+    ) -> Result<Arc<Self>> {
         let mut superblock = read_superblock(&*device)?;
         let access = features::check(&superblock)?;
         let geometry = check_geometry(&superblock, &*device)?;
@@ -87,7 +101,7 @@ impl Filesystem {
             if read_only.is_some() {
                 return Err(Error::NeedsRecovery);
             }
-            fs.finish_restore(id)?;
+            fs.finish_restore(id, watch)?;
             drop(fs);
             return Self::open(again, options);
         }

@@ -23,6 +23,7 @@ use crate::layout::superblock::SUPERBLOCK_OFFSET;
 use crate::layout::{GroupFlags, RawGroupDesc, RawSuperblock, RoCompat};
 use crate::snapshot::SnapshotDevice;
 use crate::storage::StorePurpose;
+use crate::tools::Watch;
 use crate::volume::superblock_offset;
 use kfs_disk::BlockDevice;
 use std::collections::{BTreeSet, HashMap};
@@ -80,14 +81,16 @@ impl Filesystem {
 
     /// Does what [`Filesystem::begin_restore`] has made ready, on a volume that nobody uses yet. It has
     /// to be opened anew afterwards.
-    pub(super) fn finish_restore(&self, id: u32) -> Result<()> {
+    pub(super) fn finish_restore(&self, id: u32, watch: &mut Watch<'_>) -> Result<()> {
         let record = self.volume.snapshots.list();
         let record = record.iter().find(|record| record.id == id);
         let record = record.ok_or(Error::NotFound)?;
         log::info!("setting the volume back to the snapshot '{}'", record.name);
         let target = self.target(&record.name)?;
         let mut batch: Vec<Written> = Vec::new();
-        for block in self.volume.snapshots.changed_blocks(id) {
+        let changed = self.volume.snapshots.changed_blocks(id);
+        for (done, &block) in changed.iter().enumerate() {
+            let _ = watch(done as u64, changed.len() as u64);
             self.plan_block(&target, BlockNr(block), &mut batch)?;
             if batch.len() >= BATCH_BLOCKS {
                 self.write_back(&mut batch)?;

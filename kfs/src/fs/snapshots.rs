@@ -17,6 +17,7 @@ use crate::layout::superblock::{STATE_VALID, SUPERBLOCK_OFFSET};
 use crate::layout::{Compat, Incompat, RawSuperblock, RoCompat};
 use crate::ops::NewNode;
 use crate::snapshot::{SnapshotDevice, SnapshotRecord, SnapshotUsage};
+use crate::tools::{Watch, unwatched};
 use crate::volume::superblock_offset;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -66,16 +67,28 @@ impl Filesystem {
     /// # Errors
     /// `NotFound`; `Busy` while somebody looks into it; `ReadOnly`, `Corrupt`, `Io`.
     pub fn delete_snapshot(&self, name: &str) -> Result<SnapshotRecord> {
+        self.delete_snapshot_watched(name, &mut unwatched)
+    }
+
+    /// As [`Filesystem::delete_snapshot`], and tells how far it is. It goes on to its end, whatever `watch` says.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn delete_snapshot_watched(
+        &self,
+        name: &str,
+        watch: &mut Watch<'_>,
+    ) -> Result<SnapshotRecord> {
         let _change = self.begin_change();
         if let Some(reason) = self.volume.read_only() {
             return Err(Error::ReadOnly { reason });
         }
-        let deleted = self.delete_one(name)?;
+        let deleted = self.delete_one(name, watch)?;
         self.finish_waiting_orphans()?;
         Ok(deleted)
     }
 
-    fn delete_one(&self, name: &str) -> Result<SnapshotRecord> {
+    fn delete_one(&self, name: &str, watch: &mut Watch<'_>) -> Result<SnapshotRecord> {
         let _one = self.snapshot_operation.lock();
         let snapshots = &self.volume.snapshots;
         let deleted = snapshots.delete(name).inspect_err(|error| {
@@ -84,14 +97,14 @@ impl Filesystem {
             }
         })?;
         while snapshots.settle_some(deleted.id) {}
-        self.review_kept()?;
+        self.review_kept(watch)?;
         if snapshots.list().is_empty() {
             self.volume.journal.quiesce(|| {
                 snapshots.deactivate();
                 Ok(())
             })?;
             // What was freed in between may have been taken for kept.
-            self.review_kept()?;
+            self.review_kept(&mut unwatched)?;
             self.remove_store()?;
         }
         Ok(deleted)
@@ -99,10 +112,12 @@ impl Filesystem {
 
     /// Gives back what no snapshot keeps any more. What is kept stays so while data is being written: who
     /// writes has looked at it before, and has chosen by it where to.
-    fn review_kept(&self) -> Result<()> {
-        for group in self.volume.allocator.groups_with_kept() {
+    fn review_kept(&self, watch: &mut Watch<'_>) -> Result<()> {
+        let groups = self.volume.allocator.groups_with_kept();
+        for (done, group) in groups.iter().enumerate() {
+            let _ = watch(done as u64, groups.len() as u64);
             let _stopped = self.volume.stop_data_writes();
-            self.volume.allocator.review_kept(group)?;
+            self.volume.allocator.review_kept(*group)?;
         }
         Ok(())
     }

@@ -4,7 +4,7 @@
 //! opened, recovered, set back to the snapshot, and loses all its snapshots: what has to be written are the metadata
 //! blocks that have changed since. What it does not use is punched out, so that it holds only what it shows.
 
-use super::ExportError;
+use super::{ExportError, Watch};
 use crate::error::{Error, Result};
 use crate::fs::{Filesystem, MountOptions};
 use kfs_disk::{BlockDevice, FileDevice};
@@ -13,15 +13,16 @@ use std::sync::Arc;
 
 impl Filesystem {
     /// Makes a new image of a snapshot that shares its blocks with this volume's. False, and no image, where
-    /// the host cannot share blocks.
+    /// the host cannot share blocks. `watch` is told how far the last and longest part is.
     ///
     /// # Errors
     /// `Volume(NotFound)`; `Target` when the file exists or cannot be made; what opening and changing the new
-    /// volume reports.
+    /// volume reports. There is no image then.
     pub fn clone_snapshot(
         &self,
         name: &str,
         path: &Path,
+        watch: &mut Watch<'_>,
     ) -> std::result::Result<bool, ExportError> {
         self.volume.snapshots.find(name)?;
         let Some(file) = self.volume.device().backing_file() else {
@@ -32,7 +33,7 @@ impl Filesystem {
         }
         let finished = FileDevice::open(path)
             .map_err(ExportError::Open)
-            .and_then(|device| Ok(become_snapshot(&Arc::new(device), name)?));
+            .and_then(|device| Ok(become_snapshot(&Arc::new(device), name, watch)?));
         if finished.is_err() {
             // It has the snapshots of another image, which is not what was asked for.
             let _ = std::fs::remove_file(path);
@@ -49,7 +50,7 @@ impl Filesystem {
 }
 
 /// Sets the volume on a device back to a snapshot, for good.
-fn become_snapshot(device: &Arc<FileDevice>, name: &str) -> Result<()> {
+fn become_snapshot(device: &Arc<FileDevice>, name: &str, watch: &mut Watch<'_>) -> Result<()> {
     let open = || {
         let options = MountOptions {
             commit_interval: None,
@@ -70,6 +71,6 @@ fn become_snapshot(device: &Arc<FileDevice>, name: &str) -> Result<()> {
         fs.delete_snapshot(&snapshot.name)?;
     }
     fs.sync()?;
-    fs.trim(&mut |_, _| {})?;
+    fs.trim(watch)?;
     fs.close()
 }

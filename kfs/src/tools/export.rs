@@ -1,17 +1,21 @@
 //! A snapshot as an image of its own: an ordinary volume, sparse, without the store.
 
-use super::resolve_parent;
+use super::{Watch, resolve_parent, tell};
 use crate::error::{Error, Result};
 use crate::fs::{Filesystem, MountOptions};
 use crate::ids::{BlockNr, GroupNr};
 use kfs_disk::{BlockDevice, FileDevice};
 use std::io;
+use std::ops::ControlFlow;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
 /// Bytes copied at a time.
 const COPY_BYTES: u64 = 1 << 20;
+
+/// What looking for the holes of a group takes, in blocks copied.
+const TRIM_BLOCKS: u64 = 16;
 
 /// Why a snapshot could not be exported. The new file was removed.
 #[derive(Debug, thiserror::Error)]
@@ -28,16 +32,31 @@ pub enum ExportError {
     Volume(#[from] Error),
 }
 
+/// How far an export is, in blocks.
+struct Copied<'c, 'w> {
+    watch: &'c mut Watch<'w>,
+    done: u64,
+    total: u64,
+    bytes: u64,
+}
+
+impl Copied<'_, '_> {
+    fn add(&mut self, blocks: u64) -> Result<()> {
+        self.done += blocks;
+        tell(self.watch, self.done.min(self.total), self.total)
+    }
+}
+
 impl Filesystem {
-    /// Writes the volume that `self` shows, a snapshot that was opened, to a new file. `progress` is told
-    /// the groups done and the number of all. Returns the bytes copied.
+    /// Writes the volume that `self` shows, a snapshot that was opened, to a new file, which is removed
+    /// again when that fails or `watch` ends it. Returns the bytes copied.
     ///
     /// # Errors
-    /// `Target` when the file exists or cannot be written; what reading reports.
+    /// `Target` when the file exists or cannot be written; `Volume(Interrupted)`; what reading reports.
     pub fn export(
         &self,
         path: &Path,
-        progress: &mut dyn FnMut(u32, u32),
+        watch: &mut Watch<'_>,
     ) -> std::result::Result<u64, ExportError> {
         let size = self.volume.device().size_bytes();
         let file = std::fs::OpenOptions::new()
@@ -49,7 +68,7 @@ impl Filesystem {
             .map_err(ExportError::Target)?;
         let made = file.set_len(size).map_err(ExportError::Target);
         drop(file);
-        let exported = made.and_then(|()| self.export_to(path, progress));
+        let exported = made.and_then(|()| self.export_to(path, watch));
         if exported.is_err() {
             // What is half an image would only be taken for one.
             let _ = std::fs::remove_file(path);
@@ -60,14 +79,20 @@ impl Filesystem {
     fn export_to(
         &self,
         path: &Path,
-        progress: &mut dyn FnMut(u32, u32),
+        watch: &mut Watch<'_>,
     ) -> std::result::Result<u64, ExportError> {
         let device = Arc::new(FileDevice::open(path)?);
-        let mut copied = 0;
         let groups = self.volume.geometry.groups_count();
+        let free = self.volume.allocator.free_blocks();
+        let used = self.volume.geometry.blocks_count().saturating_sub(free);
+        let mut copied = Copied {
+            watch,
+            done: 0,
+            total: used + u64::from(groups) * TRIM_BLOCKS,
+            bytes: 0,
+        };
         for group in 0..groups {
-            copied += self.export_group(&*device, GroupNr(group))?;
-            progress(group + 1, groups);
+            self.export_group(&*device, GroupNr(group), &mut copied)?;
         }
         device.flush().map_err(ExportError::Target)?;
         let options = MountOptions {
@@ -77,9 +102,14 @@ impl Filesystem {
         let exported = Self::open(device, options)?;
         exported.remove_exported_store()?;
         // What was the store's leaves no trace.
-        exported.trim(&mut |_, _| {})?;
+        copied.done = used;
+        let mut trimmed = |_, _| {
+            let told = copied.add(TRIM_BLOCKS);
+            told.map_or(ControlFlow::Break(()), ControlFlow::Continue)
+        };
+        exported.trim(&mut trimmed)?;
         exported.close()?;
-        Ok(copied)
+        Ok(copied.bytes)
     }
 
     /// Copies the blocks of a group that are in use.
@@ -87,7 +117,8 @@ impl Filesystem {
         &self,
         target: &dyn BlockDevice,
         group: GroupNr,
-    ) -> std::result::Result<u64, ExportError> {
+        copied: &mut Copied<'_, '_>,
+    ) -> std::result::Result<(), ExportError> {
         let geometry = &self.volume.geometry;
         let first = geometry.group_first_block(group);
         let blocks = geometry.blocks_in_group(group);
@@ -107,7 +138,6 @@ impl Filesystem {
             *used = true;
         }
         let most = (COPY_BYTES / u64::from(geometry.block_size)) as usize;
-        let mut copied = 0;
         let mut index = 0;
         while index < in_use.len() {
             if !in_use[index] {
@@ -119,14 +149,15 @@ impl Filesystem {
                 .take(most)
                 .take_while(|used| **used)
                 .count();
-            copied += self.export_run(target, first.plus(index as u64), len as u64)?;
+            copied.bytes += self.export_run(target, first.plus(index as u64), len as u64)?;
+            copied.add(len as u64)?;
             index += len;
         }
         // In front of the first group there may be a block that belongs to none.
         if group.0 == 0 && first.0 > 0 {
-            copied += self.export_run(target, BlockNr(0), first.0)?;
+            copied.bytes += self.export_run(target, BlockNr(0), first.0)?;
         }
-        Ok(copied)
+        Ok(())
     }
 
     fn export_run(

@@ -38,6 +38,23 @@ use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+/// Whom a long operation tells how far it is: what is done, and how much there is in all (0 where nobody
+/// knows). `Break` ends the operation with [`Error::Interrupted`], unless it says that it goes on.
+pub type Watch<'w> = dyn FnMut(u64, u64) -> ControlFlow<()> + 'w;
+
+/// Nobody watches.
+pub fn unwatched(_done: u64, _total: u64) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+/// Tells how far an operation is that can be ended here.
+fn tell(watch: &mut Watch<'_>, done: u64, total: u64) -> Result<()> {
+    match watch(done, total) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Error::Interrupted),
+    }
+}
+
 /// The inode that a path, whose parts are separated by slashes, stands for. Symbolic links are not
 /// followed.
 ///

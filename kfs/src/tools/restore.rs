@@ -1,7 +1,7 @@
 //! A file or directory of a snapshot, back in the volume. Only what differs is copied: blocks that both
 //! still share are left alone.
 
-use super::{Seen, entries, parts, resolve, resolve_parent};
+use super::{Seen, Watch, entries, parts, resolve, resolve_parent, tell};
 use crate::error::{Error, Result};
 use crate::extent::Mapping;
 use crate::file::{SliceSink, SliceSource, SpaceChange, WriteOptions};
@@ -29,12 +29,19 @@ pub struct Restored {
 
 impl Filesystem {
     /// Makes `path` what it is in `snapshot`, another state of this volume, or makes it anew as `to`.
-    /// Files in a directory that the snapshot does not have stay.
+    /// Files in a directory that the snapshot does not have stay. `watch` is told the bytes looked at, and how
+    /// many there are in the directories that were met so far; it ends the work after a whole file.
     ///
     /// # Errors
     /// `NotFound` for a path that the snapshot does not have or whose parent is gone; `Exists` when
-    /// something of another kind is in the way; as the operations that it takes.
-    pub fn restore_path(&self, snapshot: &Self, path: &[u8], to: &[u8]) -> Result<Restored> {
+    /// something of another kind is in the way; `Interrupted`; as the operations that it takes.
+    pub fn restore_path(
+        &self,
+        snapshot: &Self,
+        path: &[u8],
+        to: &[u8],
+        watch: &mut Watch<'_>,
+    ) -> Result<Restored> {
         let source = resolve(snapshot, path)?;
         let mut work = Work {
             snapshot,
@@ -42,6 +49,9 @@ impl Filesystem {
             seen: Seen::default(),
             waiting: Vec::new(),
             done: Restored::default(),
+            watch,
+            looked_at: 0,
+            known: weight(&snapshot.attr(&source)),
         };
         if parts(to).next().is_none() {
             let root = self.root()?;
@@ -63,16 +73,35 @@ enum Step {
     Finish(Arc<Inode>, Arc<Inode>),
 }
 
-struct Work<'f> {
+/// What an inode is in a bar: small files take their time, too.
+fn weight(attr: &Attr) -> u64 {
+    let content = match attr.mode & S_IFMT {
+        S_IFREG => attr.size_bytes,
+        _ => 0,
+    };
+    content.saturating_add(4096)
+}
+
+struct Work<'f, 'w> {
     snapshot: &'f Filesystem,
     live: &'f Filesystem,
     seen: Seen,
     /// The last one is the next: trees may be of any depth.
     waiting: Vec<Step>,
     done: Restored,
+    watch: &'f mut Watch<'w>,
+    /// The weight of what was looked at, and of all that is known to be there.
+    looked_at: u64,
+    known: u64,
 }
 
-impl Work<'_> {
+impl Work<'_, '_> {
+    /// Tells how far it is in the middle of a file, which is brought to its end whatever is wanted.
+    fn tell_within(&mut self, bytes: u64) {
+        let done = self.looked_at.saturating_add(bytes).min(self.known);
+        let _ = (self.watch)(done, self.known);
+    }
+
     fn run(&mut self) -> Result<()> {
         while let Some(step) = self.waiting.pop() {
             match step {
@@ -145,14 +174,22 @@ impl Work<'_> {
                 self.seen.enter(&source)?;
                 let finish = Step::Finish(Arc::clone(&source), Arc::clone(&target));
                 self.waiting.push(finish);
-                for (name, inode) in entries(self.snapshot, &source)? {
+                let entries = entries(self.snapshot, &source)?;
+                for (_, inode) in &entries {
+                    let weight = weight(&self.snapshot.attr(inode));
+                    self.known = self.known.saturating_add(weight);
+                }
+                for (name, inode) in entries {
                     self.restore(inode, &target, &name)?;
                 }
+                self.looked_at = self.looked_at.saturating_add(weight(&attr));
                 return Ok(());
             }
             _ => {}
         }
-        self.finish(&source, &target)
+        self.finish(&source, &target)?;
+        self.looked_at = self.looked_at.saturating_add(weight(&attr));
+        tell(self.watch, self.looked_at.min(self.known), self.known)
     }
 
     /// Gives the attributes of `source` to `target`.
@@ -198,6 +235,7 @@ impl Work<'_> {
                 Some(_) => self.copy(source, target, at, bytes)?,
             }
             at += bytes;
+            self.tell_within(at);
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Holes in the image where blocks are free and no snapshot keeps them.
 
+use super::{Watch, tell};
 use crate::error::{Error, IoOp, ReadOnlyReason, Result};
 use crate::fs::Filesystem;
 use crate::ids::GroupNr;
@@ -8,12 +9,12 @@ use crate::ids::GroupNr;
 const RUN_BYTES_MIN: u64 = 64 << 10;
 
 impl Filesystem {
-    /// Tells the device which blocks are free, and returns how many bytes that are. `progress` is told
+    /// Tells the device which blocks are free, and returns how many bytes that are. `watch` is told
     /// the groups done and the number of all; the volume is used meanwhile.
     ///
     /// # Errors
-    /// `ReadOnly`, `Corrupt`, and `Io` when the device cannot.
-    pub fn trim(&self, progress: &mut dyn FnMut(u32, u32)) -> Result<u64> {
+    /// `ReadOnly`, `Corrupt`, `Interrupted`, and `Io` when the device cannot.
+    pub fn trim(&self, watch: &mut Watch<'_>) -> Result<u64> {
         let volume = &self.volume;
         match volume.read_only() {
             Some(reason @ (ReadOnlyReason::Error | ReadOnlyReason::Closed)) => {
@@ -43,7 +44,7 @@ impl Filesystem {
                 })?;
                 bytes += len;
             }
-            progress(group + 1, groups);
+            tell(watch, (group + 1).into(), groups.into())?;
         }
         Ok(bytes)
     }

@@ -48,10 +48,6 @@ pub(crate) struct DefragArgs {
     /// Only tell what would be done
     #[arg(long)]
     dry_run: bool,
-
-    /// Print the result as one JSON object
-    #[arg(long)]
-    json: bool,
 }
 
 /// Bytes a second; `None` for as many as there are.
@@ -86,6 +82,7 @@ impl FromStr for Rate {
 /// What was found and done.
 #[derive(Default)]
 struct Work {
+    as_json: bool,
     files: u64,
     before: LayoutInfo,
     after: LayoutInfo,
@@ -99,13 +96,13 @@ struct Work {
 }
 
 /// Defragments, and tells what came of it.
-pub(crate) fn run(target: &Target, args: &DefragArgs) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(target: &Target, args: &DefragArgs, as_json: bool) -> anyhow::Result<ExitCode> {
     let mut executor = Executor::find(target, args.dry_run)?;
-    let worked = work(&mut executor, args);
+    let worked = work(&mut executor, args, as_json);
     let finished = executor.finish();
     let work = worked?;
     finished?;
-    let text = if args.json {
+    let text = if as_json {
         format!("{}\n", to_json(&work, args.dry_run))
     } else if args.dry_run {
         plan(&work)
@@ -116,8 +113,11 @@ pub(crate) fn run(target: &Target, args: &DefragArgs) -> anyhow::Result<ExitCode
     Ok(ExitCode::SUCCESS)
 }
 
-fn work(executor: &mut Executor, args: &DefragArgs) -> anyhow::Result<Work> {
-    let mut work = Work::default();
+fn work(executor: &mut Executor, args: &DefragArgs, as_json: bool) -> anyhow::Result<Work> {
+    let mut work = Work {
+        as_json,
+        ..Work::default()
+    };
     let whole = [None];
     let paths = args.paths.iter().map(|path| Some(path.as_str()));
     let paths: Vec<Option<&str>> = if args.paths.is_empty() {
@@ -145,8 +145,8 @@ fn work(executor: &mut Executor, args: &DefragArgs) -> anyhow::Result<Work> {
     Ok(work)
 }
 
-fn bar(length: u64, template: &str) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
+fn bar(length: u64, template: &str, as_json: bool) -> ProgressBar {
+    if as_json || !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
     let style = ProgressStyle::with_template(template);
@@ -167,7 +167,7 @@ fn survey(
     all: bool,
     work: &mut Work,
 ) -> anyhow::Result<()> {
-    let bar = bar(0, "{spinner} looking at files: {human_pos}");
+    let bar = bar(0, "{spinner} looking at files: {human_pos}", work.as_json);
     let mut seen = HashSet::new();
     for path in paths {
         let mut cursor: Option<Vec<SurveyLevel>> = None;
@@ -216,6 +216,7 @@ fn move_all(
     let bar = bar(
         total.sum(),
         "{wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta}",
+        work.as_json,
     );
     let known: HashMap<u32, LayoutInfo> = work
         .candidates

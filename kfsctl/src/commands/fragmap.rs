@@ -35,16 +35,12 @@ pub(crate) struct FragmapArgs {
     /// Write a picture, an .svg or a .png
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-
-    /// Print the map as one JSON object
-    #[arg(long)]
-    json: bool,
 }
 
 /// Shows a map.
-pub(crate) fn run(target: &Target, args: &FragmapArgs) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(target: &Target, args: &FragmapArgs, as_json: bool) -> anyhow::Result<ExitCode> {
     let mut executor = Executor::find(target, true)?;
-    let shown = show(&mut executor, args);
+    let shown = show(&mut executor, args, as_json);
     let finished = executor.finish();
     let text = shown?;
     finished?;
@@ -52,10 +48,10 @@ pub(crate) fn run(target: &Target, args: &FragmapArgs) -> anyhow::Result<ExitCod
     Ok(ExitCode::SUCCESS)
 }
 
-fn show(executor: &mut Executor, args: &FragmapArgs) -> anyhow::Result<String> {
+fn show(executor: &mut Executor, args: &FragmapArgs, as_json: bool) -> anyhow::Result<String> {
     match &args.path {
-        Some(path) => show_file(executor, path, args),
-        None => show_volume(executor, args),
+        Some(path) => show_file(executor, path, args, as_json),
+        None => show_volume(executor, args, as_json),
     }
 }
 
@@ -79,11 +75,15 @@ fn style() -> Style {
     }
 }
 
-fn show_volume(executor: &mut Executor, args: &FragmapArgs) -> anyhow::Result<String> {
+fn show_volume(
+    executor: &mut Executor,
+    args: &FragmapArgs,
+    as_json: bool,
+) -> anyhow::Result<String> {
     let style = style();
     let cells = match &args.output {
         Some(_) => PICTURE_COLUMNS * PICTURE_COLUMNS,
-        None if args.json => 1024,
+        None if as_json => 1024,
         None => (style.columns * ROWS) as u32,
     };
     let value = executor.request(&Request::Fragmap {
@@ -91,7 +91,7 @@ fn show_volume(executor: &mut Executor, args: &FragmapArgs) -> anyhow::Result<St
         cells: Some(cells),
         from: 0,
     })?;
-    if args.json && args.output.is_none() {
+    if as_json && args.output.is_none() {
         return Ok(format!("{value}\n"));
     }
     let map: VolumeMapInfo =
@@ -100,7 +100,7 @@ fn show_volume(executor: &mut Executor, args: &FragmapArgs) -> anyhow::Result<St
         return Ok(volume_map::to_text(&map, style));
     };
     volume_map::to_picture(&map).save(output)?;
-    Ok(if args.json {
+    Ok(if as_json {
         format!("{value}\n")
     } else {
         // A PNG has no text.
@@ -139,12 +139,17 @@ fn file_map(executor: &mut Executor, path: &str) -> anyhow::Result<FileMapInfo> 
     Ok(map)
 }
 
-fn show_file(executor: &mut Executor, path: &str, args: &FragmapArgs) -> anyhow::Result<String> {
+fn show_file(
+    executor: &mut Executor,
+    path: &str,
+    args: &FragmapArgs,
+    as_json: bool,
+) -> anyhow::Result<String> {
     let map = file_map(executor, path)?;
     if let Some(output) = &args.output {
         file_picture(&map, path).save(output)?;
     }
-    if args.json {
+    if as_json {
         return Ok(format!("{}\n", serde_json::to_string(&map)?));
     }
     Ok(match &args.output {

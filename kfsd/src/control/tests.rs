@@ -6,8 +6,9 @@ use std::time::Instant;
 struct Echo;
 
 impl Handler for Echo {
-    fn handle(&self, request: Request) -> Result<Value, RequestError> {
+    fn handle(&self, request: Request, watch: &mut Watch<'_>) -> Result<Value, RequestError> {
         match request {
+            Request::Trim {} => work(watch),
             Request::Status {} => Ok(serde_json::to_value(Status::default()).unwrap()),
             _ => Err(RequestError::new(ErrorCode::NotSupported, "not here", "")),
         }
@@ -146,4 +147,78 @@ fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
     std::fs::write(&path, "precious").unwrap();
     ControlListener::new(&path).unwrap_err();
     assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+}
+
+/// Works for up to ten seconds.
+fn work(watch: &mut Watch<'_>) -> Result<Value, RequestError> {
+    let told = |done| Progress {
+        stage: "working".into(),
+        done,
+        total: 1000,
+    };
+    let is_ended = (0..1000).any(|done| {
+        std::thread::sleep(Duration::from_millis(10));
+        watch(&told(done)).is_break()
+    });
+    ENDED.fetch_add(usize::from(is_ended), Ordering::SeqCst);
+    Err(RequestError::new(ErrorCode::Cancelled, "stopped", ""))
+}
+
+/// Requests that were given up. Tests that look at it are in one function.
+static ENDED: AtomicUsize = AtomicUsize::new(0);
+
+fn wait_ended(count: usize) {
+    let begin = Instant::now();
+    while ENDED.load(Ordering::SeqCst) < count {
+        assert!(begin.elapsed() < Duration::from_secs(5), "it works on");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn requests_tell_how_far_they_are_until_nobody_wants_them() {
+    let (_directory, path, server) = serve();
+    // Who does not want it any more gets an answer.
+    let mut client = Client::connect(&path).unwrap();
+    let mut heard = Vec::new();
+    let result = client.request_watched(&Request::Trim {}, &mut |progress| {
+        heard.push(progress.clone());
+        match progress.done > 30 {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    });
+    let Err(ClientError::Refused(error)) = result else {
+        panic!("{result:?}");
+    };
+    assert_eq!(error.code, ErrorCode::Cancelled);
+    assert!(heard.iter().any(|progress| progress.stage == "working"));
+    wait_ended(1);
+    // Who is gone needs none.
+    let (mut stream, reader) = raw(&path);
+    stream
+        .write_all(b"{\"command\":\"trim\",\"progress\":true}\n")
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    drop((stream, reader));
+    wait_ended(2);
+    // Who does not ask for progress is not listened to: his wish stands.
+    let (mut stream, reader) = raw(&path);
+    stream.write_all(b"{\"command\":\"trim\"}\n").unwrap();
+    drop((stream, reader));
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(ENDED.load(Ordering::SeqCst), 2);
+    // The end of the daemon.
+    let (mut stream, mut reader) = raw(&path);
+    stream
+        .write_all(b"{\"command\":\"trim\",\"progress\":true,\"id\":7}\n")
+        .unwrap();
+    let mut line = String::new();
+    reader.read_line(&mut line).unwrap();
+    assert!(
+        line.contains("\"progress\":{\"stage\":\"working\""),
+        "{line}"
+    );
+    drop(server);
+    assert_eq!(ENDED.load(Ordering::SeqCst), 3);
 }

@@ -31,6 +31,7 @@ fn translate(error: &Error) -> Errno {
         Error::NoData => Errno::NXIO,
         Error::Stale => Errno::STALE,
         Error::Busy => Errno::BUSY,
+        Error::Interrupted => Errno::INTR,
         Error::ReadOnly { .. } | Error::NeedsRecovery => Errno::ROFS,
         Error::Invalid | Error::IntoItself => Errno::INVAL,
         Error::Corrupt(_) => Errno::UCLEAN,

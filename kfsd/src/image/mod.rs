@@ -33,10 +33,11 @@ use crate::volume::{RestoreError, Volume, VolumeError};
 use kfs::{ErrorsPolicy, Filesystem, MountOptions, ReadOnlyReason, SnapshotRecord};
 use kfs_disk::{BlockDevice, FileDevice, StatsDevice};
 use kfsctl::execute;
+use kfsctl::progress::{Watch, stage};
 use kfsctl::protocol::{ErrorCode, Request, RequestError};
 use kfsctl::status;
 use parking_lot::{Mutex, RwLock};
-use serde_json::{Value, json};
+use serde_json::Value;
 use snapshot_dir::SnapshotTrees;
 use std::hash::Hasher;
 use std::path::{Path, PathBuf};
@@ -265,12 +266,14 @@ impl Image {
         &self,
         filesystem: &Arc<Filesystem>,
         snapshot: &str,
+        watch: &mut Watch<'_>,
     ) -> Result<(String, Arc<Filesystem>), RestoreError> {
         let lost = |error: kfs::Error| {
             let text = format!("the volume cannot be opened: {error}");
             let hint = "stop kfsd and look at the image with `kfsctl check` and e2fsck";
             RestoreError::Lost(RequestError::new(ErrorCode::Failed, text, hint))
         };
+        let _ = stage(watch, "preparing")(0, 0);
         let undo = execute::begin_restore(filesystem, snapshot).map_err(|error| {
             if filesystem.volume().read_only().is_none() {
                 return RestoreError::Refused(error);
@@ -281,7 +284,9 @@ impl Image {
         })?;
         filesystem.close().map_err(lost)?;
         let device = Arc::clone(&self.device) as Arc<dyn BlockDevice>;
-        let opened = Filesystem::open(device, self.options.clone()).map_err(lost)?;
+        let mut tell = stage(watch, "setting back");
+        let opened = Filesystem::open_watched(device, self.options.clone(), &mut tell);
+        let opened = opened.map_err(lost)?;
         Ok((undo, opened))
     }
 
@@ -290,22 +295,13 @@ impl Image {
         &self,
         filesystem: &Arc<Filesystem>,
         names: &[String],
+        watch: &mut Watch<'_>,
     ) -> Result<Value, RequestError> {
-        let records = filesystem.snapshots();
-        // All or none, as far as can be seen; the error for what is not there comes from below.
-        if let Some(unknown) = names
-            .iter()
-            .find(|name| records.iter().all(|record| record.name != **name))
-        {
-            let names = vec![unknown.clone()];
-            return execute::execute(filesystem, &Request::SnapshotDelete { names });
-        }
         let trees = self.opened.read().trees.clone();
-        for record in records.iter().filter(|record| names.contains(&record.name)) {
+        execute::delete_each(filesystem, names, watch, &mut |record, watch| {
             let _closed = trees.as_ref().map(|trees| trees.close_for_good(record.id));
-            self.delete_snapshot(filesystem, record)?;
-        }
-        Ok(json!({ "deleted": names }))
+            self.delete_snapshot(filesystem, record, watch)
+        })
     }
 
     /// Deletes one. Who looks into it with an operation in progress has it open until that ends.
@@ -313,13 +309,12 @@ impl Image {
         &self,
         filesystem: &Arc<Filesystem>,
         record: &SnapshotRecord,
-    ) -> Result<Value, RequestError> {
-        let names = vec![record.name.clone()];
-        let request = Request::SnapshotDelete { names };
+        watch: &mut kfs::Watch<'_>,
+    ) -> Result<(), RequestError> {
         let begin = Instant::now();
         loop {
             self.revoke_snapshot(record.id);
-            match execute::execute(filesystem, &request) {
+            match execute::delete_one(filesystem, &record.name, watch) {
                 Err(error)
                     if error.code == ErrorCode::Busy && begin.elapsed() < DELETE_PATIENCE =>
                 {
@@ -396,13 +391,13 @@ impl Volume for Image {
         convert::volume_status(&self.path, &self.filesystem().status(), self.device.stats())
     }
 
-    fn control(&self, request: &Request) -> Result<Value, RequestError> {
+    fn control(&self, request: &Request, watch: &mut Watch<'_>) -> Result<Value, RequestError> {
         let _request = self.requests.read();
         self.check_service()?;
         let filesystem = self.filesystem();
         match request {
-            Request::SnapshotDelete { names } => self.delete_snapshots(&filesystem, names),
-            request => execute::execute(&filesystem, request),
+            Request::SnapshotDelete { names } => self.delete_snapshots(&filesystem, names, watch),
+            request => execute::execute(&filesystem, request, watch),
         }
     }
 
@@ -410,6 +405,7 @@ impl Volume for Image {
         &self,
         snapshot: &str,
         suspend: &mut dyn FnMut() -> Result<(), RequestError>,
+        watch: &mut Watch<'_>,
     ) -> Result<String, RestoreError> {
         let busy = |text: &str, hint: &str| {
             RestoreError::Refused(RequestError::new(ErrorCode::Busy, text, hint))
@@ -426,7 +422,8 @@ impl Volume for Image {
             return Err(busy("the volume is frozen", "`kfsctl thaw` ends that"));
         }
         suspend().map_err(RestoreError::Refused)?;
-        let (undo, opened) = self.set_back(&filesystem, snapshot).inspect_err(|error| {
+        let set_back = self.set_back(&filesystem, snapshot, watch);
+        let (undo, opened) = set_back.inspect_err(|error| {
             if let RestoreError::Lost(error) = error {
                 log::error!("{error}; nothing is served until a restart");
                 *service = Service::Lost;

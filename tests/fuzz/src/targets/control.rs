@@ -3,7 +3,7 @@
 use crate::input::Input;
 use crate::served;
 use kfsctl::line::{LineStream, MAX_LINE_BYTES, Patience};
-use kfsctl::protocol::{Hello, Reply, Request, RequestError};
+use kfsctl::protocol::{Envelope, Hello, Reply, Request, RequestError};
 use kfsctl::status::Status;
 use kfsd::control::{ControlListener, ControlServer, Handler};
 use kfsd::volume::Volume;
@@ -21,7 +21,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct Answers(kfsctl::status::VolumeStatus);
 
 impl Handler for Answers {
-    fn handle(&self, _: Request) -> Result<serde_json::Value, RequestError> {
+    fn handle(
+        &self,
+        _: Request,
+        _: &mut kfsctl::Watch<'_>,
+    ) -> Result<serde_json::Value, RequestError> {
         let status = Status {
             volume: self.0.clone(),
             ..Status::default()
@@ -97,7 +101,7 @@ fn parse_all(text: &[u8]) {
         let Ok(line) = str::from_utf8(line) else {
             continue;
         };
-        let (id, request) = Request::parse(line);
+        let (Envelope { id, .. }, request) = Request::parse(line);
         let outcome = request.map(|_| serde_json::Value::Null);
         let reply = serde_json::to_string(&Reply::new(id, outcome)).expect("a reply is JSON");
         let again: Reply = serde_json::from_str(&reply).expect("what we wrote can be read");

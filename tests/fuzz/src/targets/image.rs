@@ -76,7 +76,9 @@ fn judge(device: &Arc<MemoryDevice>) -> Verdict {
         replay_bytes_max: 16 << 20,
         ..CheckOptions::default()
     };
-    match check(device, &options, &mut |_| {}) {
+    match check(device, &options, &mut |_| {
+        std::ops::ControlFlow::Continue(())
+    }) {
         Ok(report) => {
             let _ = report.findings.iter().map(ToString::to_string).count();
             if std::env::var_os("KFS_FUZZ_VERBOSE").is_some() {
@@ -134,7 +136,7 @@ fn use_snapshots(fs: &Filesystem, input: &mut Input<'_>) {
         let _ = fs.changes_since(&view);
         let path: &[u8] = [&b"/"[..], b"/directory", b"/plain", b"/sparse"][usize::from(how & 3)];
         let to: &[u8] = if how & 4 == 0 { path } else { b"/restored" };
-        let _ = fs.restore_path(&view, path, to);
+        let _ = fs.restore_path(&view, path, to, &mut kfs::unwatched);
     }
     let _ = fs.create_snapshot("new", &format!("{:?}", input.take(8)));
     let name = match fs.snapshots().get(usize::from(how >> 4)) {
@@ -142,6 +144,6 @@ fn use_snapshots(fs: &Filesystem, input: &mut Input<'_>) {
         None => "new".into(),
     };
     let _ = fs.delete_snapshot(&name);
-    let _ = fs.trim(&mut |_, _| {});
+    let _ = fs.trim(&mut kfs::unwatched);
     let _ = fs.snapshot_usage();
 }
