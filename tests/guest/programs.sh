@@ -161,6 +161,20 @@ step_fio() {
     } >/tmp/fio.out
 }
 
+# Writes as fast as the guest can, in three ways at once.
+step_load() {
+    common="--directory=$here --time_based --runtime=30 --minimal"
+    # shellcheck disable=SC2086
+    {
+        fio $common --name=sequential --size=64M --rw=write --bs=1M --ioengine=psync &
+        first=$!
+        fio $common --name=direct --size=32M --rw=randwrite --bs=16k --direct=1 --ioengine=psync &
+        second=$!
+        fio $common --name=synced --size=16M --rw=randwrite --bs=4k --fsync=4 --ioengine=psync &
+        wait $! && wait "$first" && wait "$second"
+    } >/tmp/load.out 2>&1
+}
+
 step_sparse() {
     offsets="0 1 17 500 1000"
     size=1073741824

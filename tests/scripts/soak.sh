@@ -37,6 +37,9 @@ part journal 50 "2000 interleavings of the journal" env KFS_SCHEDULES=2000 KFS_S
 part check 20 "1000 damaged images" env KFS_CHECK_SEEDS=1000 KFS_CHECK_FIRST={}000000 cargo test -q -p kfs-tests --test check what
 part speed 1 "a snapshot of 10000000 files, throughput with 0, 1, 10, 100 snapshots, writers while one is deleted" \
     cargo test -q --release -p kfs-tests --test snapshot_speed -- --ignored --nocapture --test-threads=1
+part load 10 "snapshots taken while fio writes to a mount for a minute" tests/scripts/snapshot-load.sh 1000 60
+part memory 1 "memory of 1, 10, 100 snapshots of a million files on 1 TiB" env KFS_MEMORY_FILES=1000000 \
+    cargo test -q --release -p kfs-tests --test snapshot_memory -- --nocapture
 part guests 20 "all guest tests" cargo test -q -p kfs-tests --test guest -- --ignored --test-threads=1
 [ ${#names[@]} -gt 0 ] || die "soak.sh: there is no part$wanted"
 

@@ -8,7 +8,7 @@
 //! --ignored --nocapture --test-threads=1`. `KFS_SPEED_DIR` says where the images lie.
 
 use anyhow::{Context, Result, ensure};
-use kfs::{Filesystem, MountOptions, NewNode};
+use kfs::{Filesystem, MountOptions, NewNode, SpaceChange, WriteOptions};
 use kfs_disk::{BlockDevice, FileDevice};
 use kfs_tests::guest::{Daemon, program, run};
 use kfsctl::{Client, Request};
@@ -361,5 +361,59 @@ fn a_snapshot_of_a_large_volume_is_instant() -> Result<()> {
     fs.close()?;
     // A flush of a disk that others use may take longer than all else.
     ensure!(median < INSTANT, "a snapshot took {median:?}");
+    Ok(())
+}
+
+/// How long deleting a snapshot may take: no bar is needed, and nobody has to wait for it in the background.
+const SOON: Duration = Duration::from_secs(1);
+
+#[test]
+#[ignore = "measures; to be run alone: make soak"]
+fn a_deletion_on_a_large_volume_is_quick() -> Result<()> {
+    let folder = folder()?;
+    let path = folder.path().join("large.img");
+    File::create(&path)?.set_len(1 << 40)?;
+    let device: Arc<dyn BlockDevice> = Arc::new(FileDevice::open(&path)?);
+    mkfs::format(&*device, &mkfs::Options::default())?;
+    let fs = Filesystem::open(Arc::clone(&device), MountOptions::default())?;
+    let root = fs.root()?;
+    let node = NewNode {
+        mode: 0o100_644,
+        ..NewNode::default()
+    };
+    for number in 0..9 {
+        let file = fs.create(&root, format!("f{number}").as_bytes(), &node)?;
+        let change = SpaceChange::Allocate { keep_size: false };
+        fs.change_space(&file, 0, 100 << 30, change, WriteOptions::default())?;
+    }
+    for name in ["oldest", "one", "two", "newest"] {
+        fs.create_snapshot(name, "")?;
+        if name == "one" {
+            for number in 0..9 {
+                fs.unlink(&root, format!("f{number}").as_bytes())?;
+            }
+        }
+    }
+    drop(root);
+    fs.sync()?;
+    let mut longest = Duration::ZERO;
+    let mut delete = |fs: &Filesystem, name: &str| -> Result<()> {
+        let pinned = fs.status().pinned_blocks >> 18;
+        let begin = Instant::now();
+        fs.delete_snapshot(name)?;
+        let took = begin.elapsed();
+        println!("'{name}' was deleted in {took:?}, with {pinned} GiB pinned");
+        longest = longest.max(took);
+        Ok(())
+    };
+    delete(&fs, "two")?;
+    delete(&fs, "oldest")?;
+    // With nothing in memory.
+    fs.close()?;
+    let fs = Filesystem::open(device, MountOptions::default())?;
+    delete(&fs, "newest")?;
+    delete(&fs, "one")?;
+    fs.close()?;
+    ensure!(longest < SOON, "a deletion took {longest:?}");
     Ok(())
 }
