@@ -43,6 +43,6 @@ pub use time::{Clock, FixedClock, SystemClock, Timestamp};
 pub use tools::{
     Candidate, Change, ChangeKind, Defrag, DefragOptions, DefragProgress, ExportError, FileLayout,
     FileVersion, MapCell, MappedExtent, Restored, ShrinkPhase, ShrinkProgress, Shrunk, Skipped,
-    Survey, TreeCursor, VolumeMap, Watch, minimum_size, resolve, shrink, unwatched,
+    Survey, TreeCursor, VolumeMap, Watch, minimum_size, resolve, shrink, shrunk_size, unwatched,
 };
 pub use xattr::{SetMode, XattrName};

@@ -12,14 +12,18 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The image, if the size that is wanted is less than that of the volume on it, or of the file.
+/// The image, if the size that is wanted is less than that of the volume on it, or the volume has it and the
+/// file is still longer: shrinking was interrupted.
 pub(crate) fn wanted(executor: &Executor, size: Size) -> Option<Arc<FileDevice>> {
     let Executor::Image { fs, device } = executor else {
         return None;
     };
     let geometry = &fs.volume().geometry;
     let bytes = geometry.offset_of(BlockNr(geometry.blocks_count()));
-    (!size.is_added && size.bytes > 0 && size.bytes < bytes).then(|| Arc::clone(device))
+    let is_absolute = !size.is_added && size.bytes > 0;
+    let is_cut =
+        device.size_bytes() > size.bytes && kfs::shrunk_size(geometry, size.bytes) == bytes;
+    (is_absolute && (size.bytes < bytes || is_cut)).then(|| Arc::clone(device))
 }
 
 /// Makes the volume smaller, and the image file with it. Returns the sizes before and after.

@@ -9,6 +9,7 @@ pub mod e2fsprogs;
 pub mod faults;
 pub mod guest;
 pub mod operations;
+pub mod populated;
 pub mod power_cut;
 pub mod tree;
 pub mod variables;

@@ -38,7 +38,7 @@ mod trim;
 mod tests;
 
 pub use indirect::IndirectMap;
-pub use relocate::RELOCATE_CREDITS;
+pub use relocate::{EncodedTree, RELOCATE_CREDITS, ROOT_EXTENTS};
 pub use remove::Removed;
 pub use rewrite::{KEPT_CREDITS, Progress, REWRITE_CREDITS_MIN, Replaced};
 pub use trim::TRIM_CREDITS;

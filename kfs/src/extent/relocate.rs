@@ -1,16 +1,60 @@
 //! Moving nodes of a tree to other blocks.
 
 use super::node::{self, Entry, Node, ROOT_ENTRIES};
-use super::{ExtentTree, NODE_CREDITS, NodeAllocator, Root};
+use super::{Extent, ExtentTree, NODE_CREDITS, NodeAllocator, Root};
 use crate::error::Result;
 use crate::ids::{BlockNr, LogicalBlock, Run};
-use crate::layout::extent::update_checksum;
+use crate::layout::extent::{RawExtentHeader, update_checksum};
 use crate::storage::Handle;
 
 /// Credits of [`ExtentTree::relocate_node`]: the node and the one above it, the blocks allocated and freed.
 pub const RELOCATE_CREDITS: u32 = 2 + 2 * NODE_CREDITS;
 
+/// Extents that a root holds.
+pub const ROOT_EXTENTS: usize = ROOT_ENTRIES as usize;
+
+/// The bytes of a whole tree.
+#[derive(Clone, Debug)]
+pub struct EncodedTree {
+    /// Its root.
+    pub root: Root,
+    /// The content of its only other node, if it has one.
+    pub leaf: Option<Vec<u8>>,
+}
+
 impl ExtentTree<'_> {
+    /// A tree with these extents, of which as many fit as one leaf holds. A leaf that it needs is to lie in
+    /// `leaf`. `None` when they do not fit.
+    #[must_use]
+    pub fn encode(&self, extents: &[Extent], leaf: BlockNr) -> Option<EncodedTree> {
+        let entries: Vec<Entry> = extents
+            .iter()
+            .map(|extent| Entry::extent(*extent))
+            .collect();
+        let mut root: Root = [0; 60];
+        if entries.len() <= ROOT_EXTENTS {
+            node::write(&mut root, 0, ROOT_ENTRIES, &entries);
+            return Some(EncodedTree { root, leaf: None });
+        }
+        let max = RawExtentHeader::block_entries(self.geometry.block_size);
+        if entries.len() > usize::from(max) {
+            return None;
+        }
+        let mut bytes = vec![0; self.geometry.block_size as usize];
+        node::write(&mut bytes, 0, max, &entries);
+        update_checksum(self.seed, &mut bytes);
+        node::write(
+            &mut root,
+            1,
+            ROOT_ENTRIES,
+            &[Entry::index(entries[0].key(), leaf)],
+        );
+        Some(EncodedTree {
+            root,
+            leaf: Some(bytes),
+        })
+    }
+
     /// Where the first leaf from `from` on is to whose path a node belongs that is `end` or lies behind it.
     ///
     /// # Errors

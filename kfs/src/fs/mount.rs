@@ -362,7 +362,7 @@ pub(super) fn mark_error(device: &dyn BlockDevice) -> Result<()> {
 }
 
 /// Writes the superblock past the journal, in one piece, and makes it durable.
-pub(super) fn write_superblock(
+pub(crate) fn write_superblock(
     device: &dyn BlockDevice,
     superblock: &mut RawSuperblock,
 ) -> Result<()> {

@@ -27,7 +27,7 @@ pub use export::ExportError;
 pub use fragmap::{MapCell, MappedExtent, VolumeMap};
 pub use history::FileVersion;
 pub use restore::Restored;
-pub use shrink::{ShrinkPhase, ShrinkProgress, Shrunk, minimum_size, shrink};
+pub use shrink::{ShrinkPhase, ShrinkProgress, Shrunk, minimum_size, shrink, shrunk_size};
 
 use crate::corrupt::Corrupt;
 use crate::error::{Error, Result};

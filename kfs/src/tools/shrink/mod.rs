@@ -1,6 +1,7 @@
 //! A smaller volume, on an image that nobody serves.
 //!
 //! - `survey.rs`: what lies behind the new end, and whether it fits before it
+//! - `journal.rs`: the journal gets a place before the new end
 //! - `moves.rs`: blocks of files get places before the new end
 //! - `numbers.rs`: inodes get numbers before those that go
 //! - `fs/shrink.rs`: the end goes
@@ -8,6 +9,7 @@
 //! Invariants: until all is moved the volume has its old size, and after each transaction it is whole;
 //! nothing has changed when shrinking is refused. Interrupted anywhere, the same call goes on.
 
+mod journal;
 mod moves;
 mod numbers;
 mod survey;
@@ -15,7 +17,9 @@ mod survey;
 use crate::error::{Error, Result};
 use crate::fs::{Filesystem, MountOptions, shortened, worthwhile};
 use crate::ids::{BlockNr, GroupNr, InodeNr};
+use crate::layout::Geometry;
 use crate::layout::superblock::STATE_ERROR;
+use journal::Switch;
 use kfs_disk::BlockDevice;
 use moves::Mover;
 use numbers::Renumber;
@@ -78,12 +82,42 @@ pub fn shrink(
     size_bytes: u64,
     watch: &mut Watch<'_>,
 ) -> Result<Shrunk> {
-    let fs = Filesystem::open(Arc::clone(device), options.clone())?;
-    let shrunk = shrink_open(&fs, size_bytes, watch);
-    let closed = fs.close();
-    let shrunk = shrunk?;
-    closed?;
-    Ok(shrunk)
+    let mut journal_blocks = 0;
+    loop {
+        let fs = Filesystem::open(Arc::clone(device), options.clone())?;
+        let result = shrink_open(&fs, size_bytes, watch);
+        let closed = fs.close();
+        drop(fs);
+        let result = result?;
+        closed?;
+        match result {
+            Outcome::Ended(mut shrunk) => {
+                shrunk.moved_blocks += journal_blocks;
+                return Ok(shrunk);
+            }
+            // Its end is trimmed when the volume is opened again.
+            Outcome::Extended(switch, blocks) => {
+                switch.make(&**device)?;
+                journal_blocks += blocks;
+            }
+        }
+    }
+}
+
+/// How far one opening of the volume came.
+enum Outcome {
+    /// All is done, or was stopped.
+    Ended(Shrunk),
+    /// The journal has another place, of so many blocks, which is to become that of its log.
+    Extended(Box<Switch>, u64),
+}
+
+/// The size in bytes that a volume gets which is to have `size_bytes`: a last group that is too small is left
+/// out. 0 where nothing is left.
+#[must_use]
+pub fn shrunk_size(geometry: &Geometry, size_bytes: u64) -> u64 {
+    let blocks = worthwhile(geometry, size_bytes >> geometry.block_size_bits);
+    geometry.offset_of(BlockNr(blocks))
 }
 
 /// The size in bytes, about, below which the volume on `device` cannot be made smaller.
@@ -104,12 +138,13 @@ fn refused(why: impl Into<String>) -> Error {
     Error::Shrink { why: why.into() }
 }
 
-fn shrink_open(fs: &Filesystem, size_bytes: u64, watch: &mut Watch<'_>) -> Result<Shrunk> {
+fn shrink_open(fs: &Filesystem, size_bytes: u64, watch: &mut Watch<'_>) -> Result<Outcome> {
     let geometry = &fs.volume.geometry;
     if let Some(reason) = fs.volume.read_only() {
         return Err(Error::ReadOnly { reason });
     }
     check_state(fs)?;
+    journal::trim(fs)?;
     let before = geometry.blocks_count();
     let wanted = size_bytes >> geometry.block_size_bits;
     if wanted > before {
@@ -133,10 +168,15 @@ fn shrink_open(fs: &Filesystem, size_bytes: u64, watch: &mut Watch<'_>) -> Resul
         fs.volume.journal.commit_all()?;
         let result = run(fs, target, &mut shrunk, watch);
         fs.volume.allocator.set_fence(u64::MAX);
-        result?;
+        if let Some(extended) = result? {
+            return Ok(extended);
+        }
+    } else {
+        // What may have been left to do.
+        fs.refresh_all_copies()?;
     }
     shrunk.size_bytes = geometry.offset_of(BlockNr(geometry.blocks_count()));
-    Ok(shrunk)
+    Ok(Outcome::Ended(shrunk))
 }
 
 /// Fails for a volume that is not in order.
@@ -158,28 +198,40 @@ fn check_state(fs: &Filesystem) -> Result<()> {
     Ok(())
 }
 
-fn run(fs: &Filesystem, target: u64, shrunk: &mut Shrunk, watch: &mut Watch<'_>) -> Result<()> {
+fn run(
+    fs: &Filesystem,
+    target: u64,
+    shrunk: &mut Shrunk,
+    watch: &mut Watch<'_>,
+) -> Result<Option<Outcome>> {
     shrunk.is_complete = false;
+    // What is clear from the counts needs no look at all inodes.
+    Survey::check_size(fs, target)?;
     let Some(survey) = Survey::take(fs, target, watch)? else {
-        return Ok(());
+        return Ok(None);
     };
     survey.check_fit(fs)?;
     fs.volume.allocator.set_fence(target);
+    if survey.has_journal() {
+        let switch = journal::extend(fs)?;
+        let blocks = survey.journal_blocks();
+        return Ok(Some(Outcome::Extended(Box::new(switch), blocks)));
+    }
     let mut mover = Mover::new(fs, BlockNr(target), survey.move_blocks, watch);
     let is_moved = mover.run(&survey.with_blocks)?;
     shrunk.moved_blocks = mover.moved();
     if !is_moved {
-        return Ok(());
+        return Ok(None);
     }
     let from = first_inode_behind(fs, target);
     if !Renumber::new(fs, from, watch).run(&survey.inodes_behind)? {
-        return Ok(());
+        return Ok(None);
     }
     // Nothing of what was there is to be written any more when the end is gone.
     fs.volume.journal.commit_all()?;
     fs.volume.journal.checkpoint()?;
     shrunk.is_complete = cut(fs, target, watch)?;
-    Ok(())
+    Ok(None)
 }
 
 /// The lowest number of an inode in a group that goes.

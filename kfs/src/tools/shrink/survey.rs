@@ -21,6 +21,9 @@ pub(super) struct Survey {
     pub(super) move_blocks: u64,
     /// Inodes that have some of them.
     pub(super) with_blocks: Vec<InodeNr>,
+    /// Blocks of the journal, if any of it lies behind the end.
+    journal_blocks: u64,
+    journal_behind: u64,
     /// Inodes whose own places go.
     pub(super) inodes_behind: Vec<InodeNr>,
     /// Blocks of attributes, which inodes may share.
@@ -90,6 +93,22 @@ impl Survey {
         Ok(blocks)
     }
 
+    /// Fails when what is in use has no room in so many blocks.
+    pub(super) fn check_size(fs: &Filesystem, target: u64) -> Result<()> {
+        Self::check_room(fs, target, data_blocks(&fs.volume))
+    }
+
+    fn check_room(fs: &Filesystem, target: u64, data: u64) -> Result<()> {
+        let volume = &*fs.volume;
+        if has_room(volume, target, data, used_inodes(volume)) {
+            return Ok(());
+        }
+        let minimum = BlockNr(Self::minimum(fs)?);
+        Err(Error::TooSmall {
+            minimum_bytes: volume.geometry.offset_of(minimum),
+        })
+    }
+
     /// Looks at all inodes. `None` when it was stopped.
     pub(super) fn take(
         fs: &Filesystem,
@@ -101,6 +120,8 @@ impl Survey {
             end: BlockNr(target),
             move_blocks: 0,
             with_blocks: Vec::new(),
+            journal_blocks: 0,
+            journal_behind: 0,
             inodes_behind: Vec::new(),
             xattr_blocks: HashSet::new(),
             free_runs: 0,
@@ -193,6 +214,13 @@ impl Survey {
             blocks += 1;
         }
         if blocks > 0 || has_acl {
+            if geometry.journal_inode == Some(nr) && inode.flags().contains(InodeFlags::EXTENTS) {
+                self.move_blocks += blocks;
+                self.journal_blocks =
+                    inode.blocks_512(geometry) / u64::from(geometry.block_size / 512);
+                self.journal_behind = blocks;
+                return Ok(());
+            }
             if is_own && nr != InodeNr::ROOT {
                 return Err(refused(format!(
                     "blocks of the volume's own inode {nr} lie behind the new end, the first that it could lose is block {}",
@@ -242,11 +270,20 @@ impl Survey {
         Ok(blocks)
     }
 
+    /// Whether the journal is to be moved.
+    pub(super) fn has_journal(&self) -> bool {
+        self.journal_behind > 0
+    }
+
+    /// Blocks of the journal, if it is to be moved.
+    pub(super) fn journal_blocks(&self) -> u64 {
+        self.journal_blocks
+    }
+
     /// Whether all has room before the end.
     pub(super) fn check_fit(&self, fs: &Filesystem) -> Result<()> {
         let volume = &*fs.volume;
         let data = data_blocks(volume) + spare(self.move_blocks, self.free_runs);
-        let geometry = &volume.geometry;
         log::info!(
             "shrinking to {} blocks: {} of {data} in use are moved, {} runs are free before the end, {} inodes are in use, {} get other numbers",
             self.end,
@@ -255,22 +292,26 @@ impl Survey {
             used_inodes(volume),
             self.inodes_behind.len()
         );
-        if has_room(volume, self.end.0, data, used_inodes(volume)) {
+        Self::check_room(fs, self.end.0, data)?;
+        // All of the journal is moved, also what lies before the end.
+        let twice = self.journal_blocks - self.journal_behind.min(self.journal_blocks);
+        if has_room(volume, self.end.0, data + twice, 0) {
             return Ok(());
         }
-        Err(Error::TooSmall {
-            minimum_bytes: geometry.offset_of(BlockNr(Self::minimum(fs)?)),
-        })
+        Err(refused(
+            "its journal lies on both sides of the new end, and there is no room for another one before it: a larger size may do, or a smaller journal (tune2fs -O ^has_journal, then tune2fs -J size=)",
+        ))
     }
 }
 
-/// An inode as the table has it, checked.
+/// An inode as the table has it, checked. Reserved ones that nobody has made may be zeros.
 pub(super) fn raw_inode(volume: &Volume, nr: InodeNr) -> Result<InodeBytes<Vec<u8>>> {
     let (block, offset) = volume.allocator.inode_block(nr)?;
     let table = volume.cache.get(block)?;
     let end = offset + volume.geometry.inode_size as usize;
     let inode = InodeBytes::new(table.read()[offset..end].to_vec());
-    if !inode.verify_checksum(&volume.geometry, nr) {
+    let is_made = inode.bytes().iter().any(|byte| *byte != 0);
+    if is_made && !inode.verify_checksum(&volume.geometry, nr) {
         return Err(crate::corrupt::Corrupt::InodeChecksum { inode: nr }.into());
     }
     Ok(inode)
