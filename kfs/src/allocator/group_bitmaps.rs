@@ -12,7 +12,7 @@ use crate::ids::GroupNr;
 use crate::layout::{GroupFlags, RawGroupDesc};
 use crate::storage::{BufferWrite, Handle};
 use std::ops::Range;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 /// Groups whose bitmaps are kept in memory before idle ones are dropped. Few in tests, so that all
 /// of them meet bitmaps that were dropped.
@@ -86,6 +86,9 @@ impl GroupTable {
     /// Counts a loaded group and drops the bitmaps of an idle one when there are many.
     fn make_room(&self) {
         if self.loaded.fetch_add(1, Relaxed) < LOADED_MAX {
+            return;
+        }
+        if self.stays_loaded.load(Acquire) > 0 {
             return;
         }
         for _ in 0..EVICTION_LOOKS {

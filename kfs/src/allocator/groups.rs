@@ -52,6 +52,8 @@ pub(super) struct GroupTable {
     /// Groups with bitmaps in memory, and where the search for idle ones goes on.
     pub(super) loaded: AtomicUsize,
     pub(super) eviction_hand: AtomicU32,
+    /// How many want all that is loaded to stay so.
+    pub(super) stays_loaded: AtomicU32,
     /// Counts directories made below the root, to spread them.
     pub(super) spread: AtomicU32,
 }
@@ -288,6 +290,7 @@ impl GroupTable {
             damage: Mutex::new(first_damage),
             loaded: AtomicUsize::new(0),
             eviction_hand: AtomicU32::new(0),
+            stays_loaded: AtomicU32::new(0),
             spread: AtomicU32::new(0),
         })
     }

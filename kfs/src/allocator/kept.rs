@@ -11,7 +11,7 @@ use crate::ids::{BlockNr, GroupNr, Run};
 use crate::layout::GroupFlags;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{AcqRel, Relaxed};
 
 /// A block bitmap as it is now.
 pub struct LiveBitmap<'b> {
@@ -28,8 +28,11 @@ pub trait KeptBlocks: Send + Sync {
     /// Grows with each snapshot.
     fn epoch(&self) -> u64;
 
-    /// Whether there are snapshots.
+    /// Whether there are snapshots, or were until a moment ago.
     fn is_active(&self) -> bool;
+
+    /// Whether there are snapshots.
+    fn keeps_any(&self) -> bool;
 
     /// The blocks of a group that snapshots keep, a bit each.
     ///
@@ -51,6 +54,22 @@ impl Kept {
     pub(super) fn forget(&mut self, range: Range<u32>) {
         bitmap::clear(&mut self.bits, range.clone());
         bitmap::clear(&mut self.pinned, range);
+    }
+}
+
+/// Keeps group bitmaps in memory.
+pub(super) struct StaysLoaded<'t>(&'t GroupTable);
+
+impl<'t> StaysLoaded<'t> {
+    pub(super) fn new(table: &'t GroupTable) -> Self {
+        table.stays_loaded.fetch_add(1, AcqRel);
+        Self(table)
+    }
+}
+
+impl Drop for StaysLoaded<'_> {
+    fn drop(&mut self) {
+        self.0.stays_loaded.fetch_sub(1, AcqRel);
     }
 }
 
@@ -79,7 +98,7 @@ impl GroupTable {
             return;
         }
         kept.epoch = epoch;
-        if !is_uninit {
+        if !is_uninit && keeper.keeps_any() {
             let live = bitmap::words_from_bytes(&map.buffer.read());
             let bits = kept.bits.iter_mut().zip(live);
             bits.for_each(|(kept, live)| *kept |= live);

@@ -147,6 +147,12 @@ impl Allocator {
         self.table.load_blocks(group, &mut state)
     }
 
+    /// While this lives, what is known of groups is not forgotten. What a deletion takes from groups it
+    /// would otherwise take from those forgotten at once, and not when it is their turn.
+    pub fn keep_loaded(&self) -> impl Drop {
+        kept::StaysLoaded::new(&self.table)
+    }
+
     /// The groups to be looked at again when a snapshot was deleted.
     #[must_use]
     pub fn groups_with_kept(&self) -> Vec<GroupNr> {

@@ -8,7 +8,7 @@
 //! move it; the second sees that its place has changed. One who reads may have looked up the old block
 //! and read it only when it was given away: the inode counts moves, and a reader who met one looks again.
 
-use super::write::{CREDITS_RUN, CREDITS_SIZE, WriteOptions};
+use super::write::{CREDITS_RUN, CREDITS_SIZE, Overwritten, WriteOptions};
 use super::{DataSource, File, SliceSource};
 use crate::allocator::Reservation;
 use crate::error::{Error, Result};
@@ -155,7 +155,7 @@ impl File<'_> {
         (at, end): (u64, u64),
         source: &mut dyn DataSource,
         options: WriteOptions,
-    ) -> Result<u64> {
+    ) -> Result<Overwritten> {
         self.inode.check_extents()?;
         let mut moved = self.write_elsewhere(kept, (at, end), source, options)?;
         let one_at_a_time = self.inode.allocation.lock();
@@ -165,15 +165,26 @@ impl File<'_> {
             let entered =
                 self.enter_moved(&mut moved.reservation, range, false, Some((0, options)));
             self.inode.end_move();
-            return entered.map(|()| moved.bytes);
+            return entered.map(|()| Overwritten {
+                bytes: moved.bytes,
+                is_moved: true,
+                is_short: false,
+            });
         }
         drop(one_at_a_time);
-        let mut bytes = vec![0; moved.bytes as usize];
+        let taken = moved.bytes;
+        let mut bytes = vec![0; taken as usize];
         let written = moved.reservation.run().start;
         self.read_old(written, self.within_block(at), &mut bytes)?;
+        // The blocks may be needed for the second try.
+        drop(moved);
         let source = &mut SliceSource::new(&bytes);
-        let bytes = self.overwrite(at, at + moved.bytes, source, options)?;
-        Ok(bytes as u64)
+        let bytes = self.overwrite(at, at + taken, source, options)? as u64;
+        Ok(Overwritten {
+            bytes,
+            is_moved: true,
+            is_short: bytes < taken,
+        })
     }
 
     fn are_still(self, extents: impl Iterator<Item = Extent>) -> Result<bool> {
@@ -249,7 +260,10 @@ impl File<'_> {
                         state.replace_blocks(self.volume, self.inode, handle, (first, left), to)?;
                     self.volume.allocator.allocate(handle, reservation, done);
                     if let Some((end, options)) = change {
-                        self.grow(state, handle, end);
+                        // Not before all of it is there: what is behind the old end may be anything.
+                        if done >= left {
+                            self.grow(state, handle, end);
+                        }
                         self.stamp_change(state, options);
                     }
                     Ok(done)
@@ -276,6 +290,7 @@ impl File<'_> {
                 .volume
                 .zero_data(physical, self.within_block(from), end - from);
         }
+        self.inode.check_extents()?;
         let options = WriteOptions {
             privileged: true,
             ..WriteOptions::default()

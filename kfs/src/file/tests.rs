@@ -131,6 +131,8 @@ fn what_was_cut_off_never_comes_back() {
 fn the_rest_is_cut_at_the_end() {
     let (image, fs, file) = with_file();
     cut_half(&fs, &file);
+    // A new name is no reason to forget it.
+    fs.link(&file, &*fs.root().unwrap(), b"name").unwrap();
     drop(file);
     fs.close().unwrap();
     drop(fs);
@@ -198,6 +200,25 @@ fn a_late_reader_sees_nothing_of_others() {
     fs.read(&read, 0, BLOCK as usize, &mut sink).unwrap();
     assert_eq!(sink.bytes, [0xbb; BLOCK as usize]);
     drop((root, read, other));
+    fs.close().unwrap();
+    drop(fs);
+    image.check();
+}
+
+#[test]
+fn a_nameless_file_survives_the_end_of_a_snapshot() {
+    let (image, fs, _) = with_file();
+    fs.create_snapshot("one", "").unwrap();
+    let node = NewNode {
+        mode: 0o100_644,
+        ..NewNode::default()
+    };
+    let root = fs.root().unwrap();
+    // Between this and the reference that a client gets for it.
+    let nameless = fs.create_unnamed(&root, &node).unwrap();
+    fs.delete_snapshot("one").unwrap();
+    write(&fs, &nameless, 0, b"here");
+    drop((root, nameless));
     fs.close().unwrap();
     drop(fs);
     image.check();

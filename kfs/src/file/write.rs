@@ -38,6 +38,15 @@ pub struct WriteOptions {
     pub delayed: bool,
 }
 
+/// What one step of an overwrite did.
+pub(super) struct Overwritten {
+    pub(super) bytes: u64,
+    /// To other blocks; the inode has its times.
+    pub(super) is_moved: bool,
+    /// The source gave more than there was space for: it cannot go on.
+    pub(super) is_short: bool,
+}
+
 impl File<'_> {
     /// Writes `len` bytes of `source` at `offset` and returns how many bytes were written: fewer
     /// only when the volume is full, or the file as large as a file can be.
@@ -148,33 +157,60 @@ impl File<'_> {
     ) -> Result<usize> {
         let mut at = offset;
         let mut is_stamped = false;
+        let mut result = Ok(());
         while at < end {
-            let logical = self.block_of(at)?;
-            let mapping = self
-                .inode
-                .map(self.volume, logical, self.blocks_spanned(at, end))?;
-            // Blocks are taken away only with the io lock held exclusively.
-            let Mapping::Mapped { physical, len } = mapping else {
-                return Err(Error::Invalid);
-            };
-            let (is_kept, len) = self.volume.kept_run(physical, len)?;
-            if !is_kept {
-                at += self.write_mapped(physical, len, at, end, source)?;
-                continue;
+            match self.overwrite_piece(at, end, source, options) {
+                Ok(piece) => {
+                    at += piece.bytes;
+                    is_stamped |= piece.is_moved;
+                    if piece.is_short {
+                        break;
+                    }
+                }
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
             }
-            let wanted = self.blocks_spanned(at, end);
-            let kept = self.kept_from(kept_extent(logical, physical, len), wanted)?;
-            match self.move_over(&kept, (at, end), source, options) {
-                Ok(bytes) => at += bytes,
-                Err(Error::NoSpace) if at > offset => break,
-                Err(error) => return Err(error),
-            }
-            is_stamped = true;
         }
-        if !is_stamped {
-            self.touch(options)?;
+        let touched = if at > offset && !is_stamped {
+            self.touch(options)
+        } else {
+            Ok(())
+        };
+        match result {
+            Err(Error::NoSpace | Error::SnapshotStoreFull) if at > offset => {}
+            other => other?,
         }
+        touched?;
         Ok((at - offset) as usize)
+    }
+
+    /// Writes over one extent, or over kept ones.
+    fn overwrite_piece(
+        self,
+        at: u64,
+        end: u64,
+        source: &mut dyn DataSource,
+        options: WriteOptions,
+    ) -> Result<Overwritten> {
+        let logical = self.block_of(at)?;
+        let wanted = self.blocks_spanned(at, end);
+        // Blocks are taken away only with the io lock held exclusively.
+        let Mapping::Mapped { physical, len } = self.inode.map(self.volume, logical, wanted)?
+        else {
+            return Err(Error::Invalid);
+        };
+        let (is_kept, len) = self.volume.kept_run(physical, len)?;
+        if !is_kept {
+            return Ok(Overwritten {
+                bytes: self.write_mapped(physical, len, at, end, source)?,
+                is_moved: false,
+                is_short: false,
+            });
+        }
+        let kept = self.kept_from(kept_extent(logical, physical, len), wanted)?;
+        self.move_over(&kept, (at, end), source, options)
     }
 
     /// Writes into blocks that hold data already, and returns the number of bytes.
@@ -219,7 +255,7 @@ impl File<'_> {
         while at < end {
             match self.write_piece(ahead, at, end, source, options) {
                 Ok(bytes) => at += bytes,
-                Err(Error::NoSpace) if at > offset => break,
+                Err(Error::NoSpace | Error::SnapshotStoreFull) if at > offset => break,
                 Err(error) => return Err(error),
             }
         }

@@ -43,15 +43,24 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Finishes what had to wait for room in the snapshot store. Files that clients hold open stay.
-    pub(super) fn finish_waiting_orphans(&self) -> Result<()> {
+    /// Finishes what had to wait for room in the snapshot store. Files that clients hold open stay. What
+    /// fails stays for the next time.
+    pub(super) fn finish_waiting_orphans(&self) {
         for inode in self.orphans.all() {
-            let finished = if inode.is_being_cut() {
-                self.file(&inode).finish_truncate()
-            } else {
-                self.delete_unreferenced(&inode)
-            };
-            self.settle(&inode, finished)?;
+            let finished = self.finish_waiting(&inode);
+            if let Err(error) = self.settle(&inode, finished) {
+                log::error!("inode {} stays an orphan: {error}", inode.nr());
+            }
+        }
+    }
+
+    fn finish_waiting(&self, inode: &Arc<Inode>) -> Result<()> {
+        let is_cut = inode.is_being_cut();
+        if is_cut {
+            self.file(inode).finish_truncate()?;
+        }
+        if is_cut || inode.is_deletion_due() {
+            self.delete_unreferenced(inode)?;
         }
         Ok(())
     }
@@ -59,6 +68,8 @@ impl Filesystem {
     /// What one file cannot do is no reason to keep all others from their owner: it stays an orphan.
     fn settle(&self, inode: &Inode, finished: Result<()>) -> Result<()> {
         match finished {
+            // Somebody else was faster.
+            Err(Error::Stale) => Ok(()),
             // Even freeing takes room in the snapshot store. Without an open volume no snapshot could be
             // deleted to make room.
             Err(error @ (Error::NoSpace | Error::SnapshotStoreFull)) => {

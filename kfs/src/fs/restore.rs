@@ -73,6 +73,11 @@ impl Filesystem {
             self.delete_snapshot(undo)?;
             return Err(error);
         }
+        let _one = self.snapshot_operation.lock();
+        // Others may have deleted it, and taken another of its name.
+        if snapshots.find(name)?.id != target.id {
+            return Err(Error::NotFound);
+        }
         self.volume.journal.quiesce(|| {
             self.volume.set_read_only(ReadOnlyReason::Closed);
             snapshots.set_restoring(Some(target.id))

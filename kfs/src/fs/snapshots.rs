@@ -84,13 +84,16 @@ impl Filesystem {
             return Err(Error::ReadOnly { reason });
         }
         let deleted = self.delete_one(name, watch)?;
-        self.finish_waiting_orphans()?;
+        self.finish_waiting_orphans();
         Ok(deleted)
     }
 
     fn delete_one(&self, name: &str, watch: &mut Watch<'_>) -> Result<SnapshotRecord> {
         let _one = self.snapshot_operation.lock();
         let snapshots = &self.volume.snapshots;
+        let _loaded = self.volume.allocator.keep_loaded();
+        // Who writes now may have looked at a group that has been forgotten since.
+        drop(self.volume.stop_data_writes());
         let deleted = snapshots.delete(name).inspect_err(|error| {
             if matches!(error, Error::Io { .. } | Error::Device { .. }) {
                 self.volume.journal.abort(error);
@@ -103,7 +106,7 @@ impl Filesystem {
                 snapshots.deactivate();
                 Ok(())
             })?;
-            // What was freed in between may have been taken for kept.
+            // What was freed in between may have been pinned.
             self.review_kept(&mut unwatched)?;
             self.remove_store()?;
         }

@@ -56,6 +56,8 @@ pub struct Inode {
     /// Whether there are blocks behind the end that a truncation has not freed yet. The inode is an orphan
     /// until they are, so it stays in memory.
     is_being_cut: AtomicBool,
+    /// Whether it would have been deleted, had there been room in the snapshot store.
+    is_deletion_due: AtomicBool,
     /// Counts the moves of data that readers do not wait for: odd while one goes on.
     moves: AtomicU64,
     /// An inner lock over the extended attributes, which lie in the inode and in a block: shared by
@@ -207,6 +209,7 @@ impl Inode {
             references: AtomicU64::new(0),
             is_deleted: AtomicBool::new(false),
             is_being_cut: AtomicBool::new(false),
+            is_deletion_due: AtomicBool::new(false),
             moves: AtomicU64::new(0),
             xattrs: RwLock::new(Rank::Xattrs, ()),
             may_have_capabilities: AtomicBool::new(true),
@@ -357,6 +360,16 @@ impl Inode {
     /// The data has it.
     pub(crate) fn end_move(&self) {
         self.moves.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Whether its deletion waits for room in the snapshot store.
+    #[must_use]
+    pub(crate) fn is_deletion_due(&self) -> bool {
+        self.is_deletion_due.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_deletion_due(&self) {
+        self.is_deletion_due.store(true, Ordering::Release);
     }
 
     pub(crate) fn set_being_cut(&self, is_being_cut: bool) {

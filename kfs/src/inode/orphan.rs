@@ -164,8 +164,8 @@ impl Orphans {
         }
     }
 
-    /// Gives an inode a name by `change`. It is no orphan from then on. Its `io` lock is held: it is
-    /// neither being truncated nor deleted.
+    /// Gives an inode a name by `change`. It is no orphan from then on, unless a truncation of it waits to go
+    /// on. Its `io` lock is held.
     pub(crate) fn gain_name(
         &self,
         volume: &Volume,
@@ -174,7 +174,9 @@ impl Orphans {
         change: impl FnOnce(&mut InodeFields),
     ) {
         let mut orphans = self.state.lock();
-        orphans.remove(volume, handle, inode);
+        if !inode.is_being_cut() {
+            orphans.remove(volume, handle, inode);
+        }
         inode.update(volume, handle, |state, _| change(state.fields_mut()));
     }
 

@@ -1,7 +1,7 @@
 //! Deleting inodes that have no names left.
 
 use crate::allocator::FREE_INODE_CREDITS;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::extent::LOGICAL_END;
 use crate::fs::Filesystem;
 use crate::ids::{BlockNr, Run};
@@ -32,6 +32,14 @@ impl Filesystem {
         if inode.is_deleted() {
             return Ok(());
         }
+        let deleted = self.delete_now(inode);
+        if matches!(deleted, Err(Error::NoSpace | Error::SnapshotStoreFull)) {
+            inode.set_deletion_due();
+        }
+        deleted
+    }
+
+    fn delete_now(&self, inode: &Arc<Inode>) -> Result<()> {
         if has_blocks(inode) {
             self.file(inode).free_all()?;
         }

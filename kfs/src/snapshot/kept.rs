@@ -31,6 +31,10 @@ impl KeptBlocks for Snapshots {
         Snapshots::is_active(self)
     }
 
+    fn keeps_any(&self) -> bool {
+        !self.state.read().table.snapshots.is_empty()
+    }
+
     fn kept(&self, group: GroupNr, live: &LiveBitmap<'_>) -> Result<Vec<u64>> {
         let mut all = vec![0u64; live.bytes.len() / 8];
         self.each_kept(group, live, |_, kept| {

@@ -91,17 +91,12 @@ impl Snapshots {
     /// whether the snapshot is there.
     pub(crate) fn delete(&self, name: &str) -> Result<SnapshotRecord> {
         let store = self.store().map_err(|_| Error::NotFound)?;
-        let (record, table) = self.take_from_table(name)?;
-        let written = self.write_table(&store, &table).inspect_err(|error| {
-            if matches!(error, Error::SnapshotStoreFull) {
-                // Nothing was written: it is there still.
-                let mut state = self.state.write();
-                let records = &mut state.table.snapshots;
-                let at = records.partition_point(|other| other.id < record.id);
-                records.insert(at, record.clone());
-            }
-        })?;
+        let (record, table) = self.begin_deletion(name)?;
+        let written = self.write_table(&store, &table);
         let mut state = self.state.write();
+        state.deleting = None;
+        // Where nothing was written it is there still.
+        let written = written?;
         state.index.retire(&table.ids());
         let old = self.replace_table(&mut state, table, written);
         drop(state);
@@ -128,15 +123,17 @@ impl Snapshots {
         Ok(())
     }
 
-    /// Takes a snapshot out of the table in memory: from now on nobody can look into it.
-    fn take_from_table(&self, name: &str) -> Result<(SnapshotRecord, Table)> {
+    /// From now on nobody can look into a snapshot. Returns the table without it.
+    fn begin_deletion(&self, name: &str) -> Result<(SnapshotRecord, Table)> {
         let mut state = self.state.write();
         let record = state.table.find(name).cloned().ok_or(Error::NotFound)?;
         if state.viewers.contains_key(&record.id) {
             return Err(Error::Busy);
         }
-        state.table.snapshots.retain(|other| other.id != record.id);
-        Ok((record, state.table.clone()))
+        state.deleting = Some(record.id);
+        let mut table = state.table.clone();
+        table.snapshots.retain(|other| other.id != record.id);
+        Ok((record, table))
     }
 
     /// The last snapshot is gone. Who calls has made the volume stand still.

@@ -86,6 +86,8 @@ struct State {
     table_blocks: Vec<Location>,
     /// Who looks at which snapshot.
     viewers: HashMap<u32, usize>,
+    /// The snapshot that is being deleted. It keeps what it keeps until that is durable.
+    deleting: Option<u32>,
 }
 
 /// Old content of a block.

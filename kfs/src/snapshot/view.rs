@@ -23,6 +23,9 @@ impl SnapshotDevice {
     pub fn open(snapshots: &Arc<Snapshots>, name: &str) -> Result<Self> {
         let mut state = snapshots.state.write();
         let id = state.table.find(name).ok_or(Error::NotFound)?.id;
+        if state.deleting == Some(id) {
+            return Err(Error::NotFound);
+        }
         *state.viewers.entry(id).or_default() += 1;
         let geometry = &snapshots.geometry;
         Ok(Self {
