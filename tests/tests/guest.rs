@@ -135,8 +135,44 @@ fn programs_on_a_shared_folder() -> Result<()> {
     compare_manifests(&report.manifest, &shared_manifest(&shared)?)
 }
 
-/// Snapshots come and go while a guest's programs (tar, git, sqlite, fio) work: what the guest checks
-/// itself is right, and each snapshot is a whole volume.
+/// What an administrator does to a volume in use; SNAPSHOT is the newest one, OLDER the one before, FILE a new image.
+const TOOLS: [&str; 11] = [
+    "snapshot list",
+    "snapshot diff OLDER SNAPSHOT",
+    "check --snapshot SNAPSHOT",
+    "defrag",
+    "trim",
+    "freeze --timeout 20s",
+    "thaw",
+    "resize +64M",
+    "fragmap",
+    "snapshot export SNAPSHOT FILE",
+    "snapshot clone SNAPSHOT FILE",
+];
+
+/// Uses one of them, the `number`-th snapshot being the newest.
+fn use_tool(
+    kfsctl: impl Fn(&[&str]) -> Result<String>,
+    workspace: &Workspace,
+    tool: &str,
+    number: usize,
+) -> Result<()> {
+    let file = workspace.path(&format!("tool-{number}.img"));
+    let command = tool
+        .replace("SNAPSHOT", &format!("s{number}"))
+        .replace("OLDER", &format!("s{}", number.saturating_sub(1)))
+        .replace("FILE", text(&file));
+    let arguments: Vec<&str> = command.split(' ').collect();
+    kfsctl(&arguments)?;
+    if tool.ends_with("FILE") {
+        e2fsck(&file)?;
+        fs::remove_file(&file)?;
+    }
+    Ok(())
+}
+
+/// Snapshots come and go, and all tools are used, while a guest's programs (tar, git, sqlite, fio) work: what the
+/// guest checks itself is right, and each snapshot is a whole volume.
 #[test]
 #[ignore = "boots QEMU: make test"]
 fn snapshots_while_a_guest_works() -> Result<()> {
@@ -176,31 +212,35 @@ fn snapshots_while_a_guest_works() -> Result<()> {
     )?;
     let is_done = std::sync::atomic::AtomicBool::new(false);
     let (report, taken) = std::thread::scope(|scope| {
-        let taker = scope.spawn(|| -> Result<Vec<Duration>> {
-            let mut taken = Vec::new();
+        let taker = scope.spawn(|| -> Result<(Vec<Duration>, usize)> {
+            let (mut taken, mut used) = (Vec::new(), 0);
             while !is_done.load(std::sync::atomic::Ordering::Relaxed) {
                 let begin = Instant::now();
                 kfsctl(&["snapshot", "create", &format!("s{}", taken.len())])?;
                 taken.push(begin.elapsed());
+                // Not before the guest has begun, and each once: what it sees at its end stays.
+                if let Some(tool) = TOOLS.get(taken.len().wrapping_sub(5)) {
+                    use_tool(kfsctl, &workspace, tool, taken.len() - 1)?;
+                    used += 1;
+                }
                 kfsctl(&["snapshot", "delete", "--keep", "last=4"])?;
                 sleep(Duration::from_secs(2));
             }
-            Ok(taken)
+            Ok((taken, used))
         });
         let report = guest.finish();
         is_done.store(true, std::sync::atomic::Ordering::Relaxed);
         (report, taker.join().expect("no panic"))
     });
-    let (report, mut taken) = (
-        report.with_context(|| format!("kfsd said:\n{}", daemon.log()))?,
-        taken?,
-    );
+    let report = report.with_context(|| format!("kfsd said:\n{}", daemon.log()))?;
+    let (mut taken, used) = taken?;
+    ensure!(used == TOOLS.len(), "only {used} tools were used");
     taken.sort();
     let count = taken.len();
     ensure!(count > 5, "only {count} snapshots were taken");
     let (median, longest) = (taken[count / 2], taken[count - 1]);
     println!(
-        "{}\n{count} snapshots meanwhile: half took less than {median:?}, the longest {longest:?}",
+        "{}\n{count} snapshots and {used} tools meanwhile: half took less than {median:?}, the longest {longest:?}",
         report.output
     );
     ensure!(longest < SNAPSHOT_LIMIT, "a snapshot took {longest:?}");
