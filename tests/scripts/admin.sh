@@ -1,6 +1,6 @@
 #!/bin/bash
 # admin.sh: what an administrator asks of a running kfsd: freeze and thaw, check of a snapshot, metrics, top,
-# the log level. Root only (mounts). Prints a line for each part and "N passed, 0 failed" at the end.
+# the log level, and of an idle image: another size. Root only (mounts). Prints a line for each part and "N passed, 0 failed" at the end.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 bin=${KFS_BIN_DIR:-$top/target/debug}
@@ -111,5 +111,32 @@ dd if=/dev/zero of="$mnt/linux" bs=1M count=50 status=none
 unmount "$mnt"
 e2fsck -fn "$image" >"$work/fsck" 2>&1 || { cat "$work/fsck"; die "e2fsck finds something after Linux"; }
 ok "a frozen volume is closed in order"
+
+mount -o loop "$image" "$mnt"
+for number in $(seq 60); do
+    mkdir "$mnt/dir$number"
+    head -c $((number * 5000)) /dev/urandom >"$mnt/dir$number/file"
+    ln "$mnt/dir$number/file" "$mnt/dir$number/same"
+    ln -s "$(printf 'x%.0s' $(seq "$number"))" "$mnt/dir$number/link"
+done
+for number in $(seq 2000); do : >"$mnt/dir7/empty$number"; done
+# What is there, but for inode numbers.
+tree() { (cd "$mnt" && find . -printf '%p %y %m %n %s %l\n' | sort && find . -type f -exec sha256sum {} + | sort); }
+tree >"$work/tree"
+unmount "$mnt"
+! "$bin/kfsctl" --image "$image" resize 500M 2>"$work/err" || die "it is made too small"
+grep -Eq 'needs [0-9]+ bytes' "$work/err" || { cat "$work/err"; die "not the error there should be"; }
+[ "$(stat -c %s "$image")" = $((10 << 30)) ] || die "the image has another length"
+"$bin/kfsctl" --image "$image" resize 1100M --json | grep -q '"size_bytes":1153433600' || die "it is not made smaller"
+[ "$(stat -c %s "$image")" = 1153433600 ] || die "the image is not shorter"
+e2fsck -fn "$image" >"$work/fsck" 2>&1 || { cat "$work/fsck"; die "e2fsck finds something"; }
+mount -o loop "$image" "$mnt"
+tree | cmp - "$work/tree" || die "Linux sees something else"
+[ "$(blocks)" -lt 300000 ] || die "Linux sees another size"
+dd if=/dev/zero of="$mnt/linux" bs=1M count=60 status=none
+rm -r "$mnt/dir7"
+unmount "$mnt"
+e2fsck -fn "$image" >"$work/fsck" 2>&1 || { cat "$work/fsck"; die "e2fsck finds something after Linux"; }
+ok "an idle volume is made smaller, and Linux goes on with it"
 
 echo "$passed passed, 0 failed"
