@@ -231,6 +231,30 @@ fn volumes_of_our_own_are_made_smaller() {
     }
 }
 
+/// What lies in the superblock's second sector is brought in line when the volume is closed, and fits its
+/// checksum.
+#[test]
+fn the_overhead_follows() {
+    let options = mkfs::Options {
+        block_size: Some(1024),
+        blocks_per_group: Some(2048),
+        ..mkfs::Options::default()
+    };
+    let device: Arc<dyn BlockDevice> = Arc::new(formatted(64 * MIB, &options));
+    let overhead = || {
+        let fs = open(Arc::clone(&device)).expect("opens");
+        let superblock = fs.volume().superblock();
+        fs.close().expect("closes");
+        superblock.s_overhead_clusters.get()
+    };
+    let before = overhead();
+    shrink(&device, 40 * MIB).expect("there is room");
+    let after = overhead();
+    // Each group that goes had two bitmaps and a table of inodes at least.
+    assert!(0 < after && after < before - 12 * 3, "{before} {after}");
+    check::assert_clean(Arc::clone(&device), "shrunk");
+}
+
 /// Layouts that take all the ways in which descriptors and the journal go.
 const CUT: &[(&str, &str)] = &[
     ("kept blocks", "-b 1024 -g 1024 -J size=4,location=2M"),

@@ -132,7 +132,7 @@ fn the_rest_is_cut_at_the_end() {
     let (image, fs, file) = with_file();
     cut_half(&fs, &file);
     // A new name is no reason to forget it.
-    fs.link(&file, &*fs.root().unwrap(), b"name").unwrap();
+    fs.link(&file, &fs.root().unwrap(), b"name").unwrap();
     drop(file);
     fs.close().unwrap();
     drop(fs);

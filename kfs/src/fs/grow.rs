@@ -184,10 +184,6 @@ impl Filesystem {
                 let free_inodes = raw.s_free_inodes_count.get().saturating_add(inodes);
                 raw.s_free_inodes_count.set(free_inodes);
                 plan.note(raw);
-                if raw.s_overhead_clusters.get() != 0 {
-                    let overhead = raw.s_overhead_clusters.get().saturating_add(fixed);
-                    raw.s_overhead_clusters.set(overhead);
-                }
                 reserve(raw, before, blocks_count);
             });
             if let Some(buffer) = &copy {

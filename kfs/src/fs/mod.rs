@@ -57,8 +57,9 @@ pub struct Filesystem {
     recovery: RecoveryStatus,
     damage: Damage,
     errors_policy: ErrorsPolicy,
-    /// Blocks of fixed metadata.
+    /// Blocks of fixed metadata, now and when the volume was opened.
     overhead_blocks: AtomicU64,
+    overhead_before: u64,
     /// Whether the root directory has the snapshot store, which nobody is to see.
     hides_store: AtomicBool,
     /// The hidden directory, 0 where it is not known. No client is to name it.
@@ -128,6 +129,11 @@ impl Filesystem {
     #[must_use]
     pub(crate) fn file<'a>(&'a self, inode: &'a Arc<Inode>) -> File<'a> {
         File::new(&self.volume, &self.inodes, &self.orphans, inode)
+    }
+
+    /// Whether the image was marked clean when it was opened.
+    pub(crate) fn was_clean(&self) -> bool {
+        self.was_clean
     }
 
     /// Name of the volume, without trailing zeros.

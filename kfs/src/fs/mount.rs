@@ -87,6 +87,7 @@ impl Filesystem {
             damage: Damage::default(),
             errors_policy: options.errors.settle(superblock.s_errors.get()),
             overhead_blocks: AtomicU64::new(overhead_blocks(&geometry)),
+            overhead_before: overhead_blocks(&geometry),
             hides_store: AtomicBool::new(false),
             store_directory: AtomicU32::new(0),
             full_noted: AtomicI64::new(0),
@@ -367,8 +368,23 @@ pub(crate) fn write_superblock(
     superblock: &mut RawSuperblock,
 ) -> Result<()> {
     superblock.seal();
+    write_part(device, superblock, 0)
+}
+
+/// Writes the second sector of the superblock, in which the checksum is, and makes it durable.
+pub(crate) fn write_second_sector(
+    device: &dyn BlockDevice,
+    superblock: &RawSuperblock,
+) -> Result<()> {
+    write_part(device, superblock, SUPERBLOCK_SIZE / 2)
+}
+
+fn write_part(device: &dyn BlockDevice, superblock: &RawSuperblock, from: usize) -> Result<()> {
     device
-        .write_at(SUPERBLOCK_OFFSET, superblock.as_bytes())
+        .write_at(
+            SUPERBLOCK_OFFSET + from as u64,
+            &superblock.as_bytes()[from..],
+        )
         .map_err(|source| Error::Io {
             op: IoOp::Write,
             block: BlockNr(0),

@@ -185,6 +185,11 @@ impl Filesystem {
             .map(GroupNr)
             .filter(|group| before.has_superblock_backup(*group))
             .collect();
+        if copies.len() >= entries {
+            return Err(Error::Resize {
+                why: "its resize inode is damaged: run e2fsck first",
+            });
+        }
         let loses_copy = before.has_superblock_backup(last);
         let mut kept = Vec::new();
         if loses_copy {
@@ -260,13 +265,6 @@ impl Filesystem {
                 if let Some(first) = size.first_meta_bg {
                     raw.s_first_meta_bg.set(first);
                 }
-                for group in &mut raw.s_backup_bgs {
-                    if group.get() == gone.nr().0 {
-                        group.set(0);
-                    }
-                }
-                let overhead = raw.s_overhead_clusters.get().saturating_sub(fixed);
-                raw.s_overhead_clusters.set(overhead);
                 reserve(raw, blocks_before, after.blocks_count());
             });
             Ok(())

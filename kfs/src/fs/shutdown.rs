@@ -1,12 +1,14 @@
 //! Sync and close: everything durable, and the image marked clean.
 
 use super::Filesystem;
-use super::mount::{mark_error, read_superblock, write_superblock};
+use super::mount::{mark_error, read_superblock, write_second_sector, write_superblock};
 use crate::error::{Error, ReadOnlyReason, Result};
 use crate::inode::Inode;
 use crate::layout::superblock::STATE_VALID;
 use crate::layout::{Compat, Incompat, RawSuperblock, RoCompat};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use zerocopy::IntoBytes;
 
 impl Filesystem {
     /// Makes everything durable, as sync(2).
@@ -77,9 +79,40 @@ impl Filesystem {
         journal.checkpoint()?;
         journal.mark_empty()?;
         let mut superblock = read_superblock(&**self.volume.device())?;
+        self.settle_size(&mut superblock)?;
         self.settle_superblock(&mut superblock);
         mark_clean(&mut superblock, self.was_clean);
         write_superblock(&**self.volume.device(), &mut superblock)
+    }
+
+    /// Brings in line what has changed with the size of the volume and lies in the superblock's second
+    /// sector, with the checksum: a disk writes a sector as a whole, so the first must not change with it
+    /// ([`RawSuperblock::seal`]). Nobody relies on it: until the volume is closed it may be old.
+    fn settle_size(&self, superblock: &mut RawSuperblock) -> Result<()> {
+        let before = superblock.as_bytes().to_vec();
+        let now = self.overhead_blocks.load(Ordering::Relaxed);
+        let old = u64::from(superblock.s_overhead_clusters.get());
+        if old != 0 {
+            let overhead = (old + now).saturating_sub(self.overhead_before);
+            // 0 is for whoever wants to know to find out.
+            let overhead = u32::try_from(overhead).unwrap_or(0);
+            let is_possible = u64::from(overhead) < self.volume.geometry.blocks_count();
+            let overhead = if is_possible { overhead } else { 0 };
+            superblock.s_overhead_clusters.set(overhead);
+        }
+        if superblock.compat().contains(Compat::SPARSE_SUPER2) {
+            let groups = self.volume.geometry.groups_count();
+            for group in &mut superblock.s_backup_bgs {
+                if group.get() >= groups {
+                    group.set(0);
+                }
+            }
+        }
+        if superblock.as_bytes() == before {
+            return Ok(());
+        }
+        superblock.update_checksum();
+        write_second_sector(&**self.volume.device(), superblock)
     }
 
     /// Brings what is old in the superblock up to date.

@@ -66,7 +66,20 @@ fn extents(volume: &Volume, inode: &Inode) -> Result<(Vec<Extent>, u32)> {
     let mut bytes = vec![0; size_of::<RawJournalSuperblock>()];
     volume.read_data(first.physical, 0, &mut [IoSliceMut::new(&mut bytes)])?;
     let log = RawJournalSuperblock::read_from_bytes(&bytes).expect("as many bytes as it has");
-    Ok((extents, log.s_maxlen.get()))
+    let len = log.s_maxlen.get();
+    let mut end = 0;
+    for extent in &extents {
+        if u64::from(extent.logical.0) != end || extent.unwritten {
+            return Err(refused("its journal has holes: run e2fsck first"));
+        }
+        end = extent.end();
+    }
+    if end < len.into() || inode.state().fields().file_acl() != 0 {
+        return Err(refused(
+            "its journal is shorter than it says, or has attributes: run e2fsck first",
+        ));
+    }
+    Ok((extents, len))
 }
 
 /// Takes away what the journal's file has behind its log.

@@ -17,8 +17,8 @@ mod survey;
 use crate::error::{Error, Result};
 use crate::fs::{Filesystem, MountOptions, shortened, worthwhile};
 use crate::ids::{BlockNr, GroupNr, InodeNr};
-use crate::layout::Geometry;
 use crate::layout::superblock::STATE_ERROR;
+use crate::layout::{Compat, Geometry};
 use journal::Switch;
 use kfs_disk::BlockDevice;
 use moves::Mover;
@@ -146,11 +146,10 @@ fn shrink_open(fs: &Filesystem, size_bytes: u64, watch: &mut Watch<'_>) -> Resul
     check_state(fs)?;
     journal::trim(fs)?;
     let before = geometry.blocks_count();
-    let wanted = size_bytes >> geometry.block_size_bits;
-    if wanted > before {
+    let target = worthwhile(geometry, size_bytes >> geometry.block_size_bits);
+    if target > before {
         return Err(refused("it is smaller than that already"));
     }
-    let target = worthwhile(geometry, wanted);
     if target == 0 {
         let blocks = Survey::minimum(fs)?;
         return Err(Error::TooSmall {
@@ -181,8 +180,30 @@ fn shrink_open(fs: &Filesystem, size_bytes: u64, watch: &mut Watch<'_>) -> Resul
 
 /// Fails for a volume that is not in order.
 fn check_state(fs: &Filesystem) -> Result<()> {
-    if fs.volume.superblock().s_state.get() & STATE_ERROR != 0 {
+    let superblock = fs.volume.superblock();
+    let compat = superblock.compat();
+    if superblock.s_state.get() & STATE_ERROR != 0 {
         return Err(refused("errors were found on it: run e2fsck first"));
+    }
+    if !compat.contains(Compat::HAS_JOURNAL) && !fs.was_clean() {
+        return Err(refused(
+            "it was not closed, and has no journal: run e2fsck first",
+        ));
+    }
+    if !fs.orphans.all().is_empty() {
+        return Err(refused(
+            "files wait for the rest of their deletion: run e2fsck first",
+        ));
+    }
+    if compat.contains(Compat::STABLE_INODES) {
+        return Err(refused(
+            "its inodes must keep their numbers (stable_inodes)",
+        ));
+    }
+    if compat.contains(Compat::RESIZE_INODE) && fs.volume.geometry.first_meta_bg().is_some() {
+        return Err(refused(
+            "resize_inode and meta_bg exclude each other: run e2fsck first",
+        ));
     }
     if let Some(damage) = fs.volume.allocator.damage() {
         return Err(damage.into());
