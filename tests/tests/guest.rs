@@ -136,14 +136,13 @@ fn programs_on_a_shared_folder() -> Result<()> {
 }
 
 /// What an administrator does to a volume in use; SNAPSHOT is the newest one, OLDER the one before, FILE a new image.
-const TOOLS: [&str; 11] = [
+const TOOLS: [&str; 10] = [
     "snapshot list",
     "snapshot diff OLDER SNAPSHOT",
     "check --snapshot SNAPSHOT",
     "defrag",
     "trim",
-    "freeze --timeout 20s",
-    "thaw",
+    "freeze --timeout 60s",
     "resize +64M",
     "fragmap",
     "snapshot export SNAPSHOT FILE",
@@ -164,6 +163,10 @@ fn use_tool(
         .replace("FILE", text(&file));
     let arguments: Vec<&str> = command.split(' ').collect();
     kfsctl(&arguments)?;
+    // At once: snapshots, too, wait for a frozen volume.
+    if tool.starts_with("freeze") {
+        kfsctl(&["thaw"])?;
+    }
     if tool.ends_with("FILE") {
         e2fsck(&file)?;
         fs::remove_file(&file)?;
