@@ -9,9 +9,20 @@ use std::sync::Arc;
 /// Runs `run` with the 0th, 1st, 2nd ... operation of these kinds failing, once and from then on, until
 /// it does not come that far. It gets the fault and words for messages (which begin with `what`), and
 /// says whether it met a failure. Returns how often it did.
-pub fn fail_each(kinds: OpKinds, what: &str, mut run: impl FnMut(Fault, &str) -> bool) -> usize {
+pub fn fail_each(kinds: OpKinds, what: &str, run: impl FnMut(Fault, &str) -> bool) -> usize {
+    fail_some(kinds, what, |nth| nth + 1, run)
+}
+
+/// As [`fail_each`], with the 0th operation and then the `next` one each time.
+pub fn fail_some(
+    kinds: OpKinds,
+    what: &str,
+    next: impl Fn(u64) -> u64,
+    mut run: impl FnMut(Fault, &str) -> bool,
+) -> usize {
     let mut failures = 0;
-    for nth in 0.. {
+    let mut nth = 0;
+    loop {
         let mut was_reached = false;
         for (trigger, how) in [
             (FaultTrigger::Nth(nth), "once"),
@@ -23,10 +34,10 @@ pub fn fail_each(kinds: OpKinds, what: &str, mut run: impl FnMut(Fault, &str) ->
             failures += usize::from(has_failed);
         }
         if !was_reached {
-            break;
+            return failures;
         }
+        nth = next(nth);
     }
-    failures
 }
 
 /// Panics unless kfs's own check finds nothing wrong with what a failing device has left, but, where the

@@ -8,6 +8,7 @@ pub mod differential;
 pub mod e2fsprogs;
 pub mod faults;
 pub mod guest;
+pub mod layouts;
 pub mod operations;
 pub mod populated;
 pub mod power_cut;

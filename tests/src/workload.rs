@@ -125,6 +125,19 @@ impl Workload {
         format!("{parent}n{}{filler}", self.next)
     }
 
+    /// Does so many operations, of which a full volume may refuse some.
+    ///
+    /// # Panics
+    /// When one fails otherwise.
+    pub fn operate_while_room(&mut self, count: u32, context: &str) {
+        for _ in 0..count {
+            match self.operate() {
+                Ok(_) | Err(Error::NoSpace) => {}
+                Err(error) => panic!("{context}: {error}"),
+            }
+        }
+    }
+
     /// Does one operation and says which, and whether everything up to it is durable. Those that
     /// find nothing to work on make a file.
     ///

@@ -21,6 +21,7 @@ use kfs_tests::power_cut::{
     Effort, History, Picture, Reached, assert_histories, cut_everywhere, formatted, open,
 };
 use kfs_tests::tree::picture;
+use kfs_tests::variables::seeds;
 use kfs_tests::workload::Workload;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -33,17 +34,6 @@ const EFFORT: Effort = Effort {
 };
 
 const NAMES: [&str; 6] = ["p", "q", "r", "s", "t", "u"];
-
-fn seeds(default: u64) -> Vec<u64> {
-    let number = |name: &str| -> Option<u64> {
-        let text = std::env::var(name).ok()?;
-        Some(text.parse().expect("a number"))
-    };
-    match number("KFS_SEED") {
-        Some(seed) => vec![seed],
-        None => (1..=number("KFS_CRASH_SEEDS").unwrap_or(default)).collect(),
-    }
-}
 
 /// A volume with files in many pieces, one of them with holes and unwritten blocks.
 fn base(seed: u64, blocks: u64) -> MemoryDevice {
@@ -155,7 +145,7 @@ fn snapshot_crash_run(seed: u64) -> (Reached, u64) {
 #[test]
 fn the_power_goes() {
     let (mut reached, mut moved) = (Reached::default(), 0);
-    for seed in seeds(3) {
+    for seed in seeds("KFS_CRASH_SEEDS", 3) {
         for (images, bytes) in [crash_run(seed), snapshot_crash_run(seed)] {
             reached += images;
             moved += bytes;

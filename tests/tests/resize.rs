@@ -7,73 +7,24 @@
 //!
 //! `KFS_SEED=N` does one seed, `KFS_RESIZE_SEEDS=N` that many of each layout.
 
-use kfs::{BlockNr, Error, Filesystem, GrowthProgress, Result};
-use kfs_disk::testing::{CrashDevice, Fault, FaultDevice, FaultTrigger, OpKinds, SplitMix64};
+use kfs::{Error, Filesystem, GrowthProgress, Result};
+use kfs_disk::testing::{CrashDevice, Fault, FaultDevice, OpKinds, SplitMix64};
 use kfs_disk::{BlockDevice, FileDevice, MemoryDevice};
+use kfs_tests::faults::{assert_sound, fail_each};
+use kfs_tests::layouts::{LAYOUTS, mke2fs, size_of};
 use kfs_tests::power_cut::{Effort, cut_everywhere, open, options};
 use kfs_tests::tree::picture;
-use kfs_tests::variables::number;
+use kfs_tests::variables::seeds;
 use kfs_tests::workload::Workload;
 use kfs_tests::{check, e2fsprogs};
-use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Options of mke2fs, among them all ways to keep descriptors. Groups of 1 MiB make them grow soon.
-const LAYOUTS: &[(&str, &str)] = &[
-    ("kept blocks", "-b 1024 -g 1024"),
-    ("few kept blocks", "-b 1024 -g 1024 -E resize=40960"),
-    ("none kept", "-b 1024 -g 1024 -O ^resize_inode"),
-    ("meta_bg", "-b 1024 -g 1024 -O meta_bg,^resize_inode"),
-    (
-        "meta_bg without flex_bg",
-        "-b 1024 -g 1024 -O meta_bg,^resize_inode,^flex_bg",
-    ),
-    ("without flex_bg", "-b 1024 -g 1024 -O ^flex_bg"),
-    ("without 64bit", "-b 1024 -g 1024 -O ^64bit"),
-    ("uninit_bg", "-b 1024 -g 1024 -O ^metadata_csum,uninit_bg"),
-    (
-        "no checksums",
-        "-b 1024 -g 1024 -O ^metadata_csum,^uninit_bg",
-    ),
-    (
-        "sparse_super2",
-        "-b 1024 -g 1024 -O sparse_super2,^resize_inode",
-    ),
-    (
-        "copies everywhere",
-        "-b 1024 -g 1024 -O ^sparse_super,^resize_inode",
-    ),
-    ("no journal", "-b 1024 -g 1024 -O ^has_journal"),
-    ("blocks of 4 KiB", "-b 4096 -g 2048"),
-    (
-        "blocks of 4 KiB, none kept",
-        "-b 4096 -g 2048 -O ^resize_inode",
-    ),
-    ("usual groups", "-b 1024"),
-];
+/// Some blocks are kept for descriptors, and not enough for all sizes.
+const FEW_KEPT: (&str, &str) = ("few kept blocks", "-b 1024 -g 1024 -E resize=40960");
 
 const MIB: u64 = 1 << 20;
-
-fn seeds() -> Vec<u64> {
-    match number("KFS_SEED") {
-        Some(seed) => vec![seed],
-        None => (1..=number("KFS_RESIZE_SEEDS").unwrap_or(1)).collect(),
-    }
-}
-
-fn mke2fs(path: &Path, layout: &str, bytes: u64) {
-    let made = Command::new("mke2fs")
-        .args(["-q", "-F", "-t", "ext4"])
-        .args(layout.split(' '))
-        .arg(path)
-        .arg(format!("{}k", bytes / 1024))
-        .output()
-        .expect("mke2fs runs (package e2fsprogs)");
-    assert!(made.status.success(), "{layout}: {made:?}");
-}
 
 /// Grows as kfsctl does, slice by slice.
 fn grow(fs: &Filesystem, bytes: u64, slice: Duration) -> Result<GrowthProgress> {
@@ -83,20 +34,6 @@ fn grow(fs: &Filesystem, bytes: u64, slice: Duration) -> Result<GrowthProgress> 
         match progress.next {
             Some(next) => cursor = next,
             None => return Ok(progress),
-        }
-    }
-}
-
-fn size_of(fs: &Filesystem) -> u64 {
-    let geometry = &fs.volume().geometry;
-    geometry.offset_of(BlockNr(geometry.blocks_count()))
-}
-
-fn operate(workload: &mut Workload, count: u32, context: &str) {
-    for _ in 0..count {
-        match workload.operate() {
-            Ok(_) | Err(Error::NoSpace) => {}
-            Err(error) => panic!("{context}: {error}"),
         }
     }
 }
@@ -115,7 +52,7 @@ fn grown(name: &str, layout: &str, seed: u64) {
         let fs = open(Arc::clone(&device) as Arc<dyn BlockDevice>).expect("opens");
         let mut workload = Workload::within(Arc::clone(&fs), "", seed * 100 + round);
         if round == 0 {
-            operate(&mut workload, 60, &context);
+            workload.operate_while_room(60, &context);
         }
         for _ in 0..3 {
             size += match random.below(3) {
@@ -142,7 +79,7 @@ fn grown(name: &str, layout: &str, seed: u64) {
             let lost = used(before.1).wrapping_sub(used(space));
             assert!(lost <= 1, "{context}: what is in use has changed: {lost}");
             if round == 0 {
-                operate(&mut workload, 30, &context);
+                workload.operate_while_room(30, &context);
             }
         }
         fill(&fs, round, &context);
@@ -194,8 +131,8 @@ fn fill(fs: &Filesystem, round: u64, context: &str) {
 
 #[test]
 fn grown_images_are_sound() {
-    for (name, layout) in LAYOUTS {
-        for seed in seeds() {
+    for (name, layout) in LAYOUTS.iter().chain([&FEW_KEPT]) {
+        for seed in seeds("KFS_RESIZE_SEEDS", 1) {
             grown(name, layout, seed);
         }
         println!("{name}: sound");
@@ -210,7 +147,7 @@ fn prepared(layout: &str, bytes: u64) -> MemoryDevice {
     let device = FileDevice::open(&path).expect("opens");
     device.grow(bytes).expect("a longer file");
     let fs = open(Arc::new(device)).expect("opens");
-    operate(&mut Workload::new(Arc::clone(&fs), 5), 40, layout);
+    Workload::new(Arc::clone(&fs), 5).operate_while_room(40, layout);
     fs.close().expect("closes");
     drop(fs);
     MemoryDevice::from_file(&path).expect("reads the image")
@@ -275,7 +212,7 @@ fn a_power_cut_leaves_some_size() {
 }
 
 /// Whether the growth got as far as the n-th operation, which fails.
-fn fails(base: &MemoryDevice, kinds: OpKinds, trigger: FaultTrigger, context: &str) -> bool {
+fn fails(base: &MemoryDevice, fault: Fault, context: &str) -> bool {
     let memory = Arc::new(base.snapshot());
     let device = Arc::new(FaultDevice::new(Arc::clone(&memory)));
     let fs =
@@ -283,7 +220,7 @@ fn fails(base: &MemoryDevice, kinds: OpKinds, trigger: FaultTrigger, context: &s
     let before = picture(&fs).expect("walks");
     let size_before = size_of(&fs);
     fs.drop_caches();
-    device.inject(Fault::new(kinds, trigger));
+    device.inject(fault);
     let mut cursor = 0;
     loop {
         match fs.grow(0, cursor, Duration::ZERO).and_then(|progress| {
@@ -311,16 +248,7 @@ fn fails(base: &MemoryDevice, kinds: OpKinds, trigger: FaultTrigger, context: &s
     assert_eq!(picture(&fs).expect("walks"), before, "{context}");
     fs.close().expect("closes");
     drop(fs);
-    let report = check::look(Arc::clone(&memory) as Arc<dyn BlockDevice>, context);
-    let others = |finding: &&kfs::check::Finding| {
-        // That there was an error is on record.
-        finding.kind != kfs::check::FindingKind::Superblock
-    };
-    let other = report.findings.iter().find(others);
-    assert!(
-        report.is_complete && other.is_none(),
-        "{context}: {other:?}"
-    );
+    assert_sound(Arc::clone(&memory) as Arc<dyn BlockDevice>, true, context);
     was_reached
 }
 
@@ -333,24 +261,12 @@ fn a_failing_device_leaves_some_size() {
             ("flush", OpKinds::FLUSHES),
             ("read", OpKinds::READS),
         ] {
-            let mut failures = 0;
-            for nth in 0.. {
-                let mut was_reached = false;
-                for (how, trigger) in [
-                    ("once", FaultTrigger::Nth(nth)),
-                    ("on", FaultTrigger::From(nth)),
-                ] {
-                    let context = format!("{name}, {what} {nth} fails {how}");
-                    was_reached |= fails(&base, kinds, trigger, &context);
-                }
-                if !was_reached {
-                    break;
-                }
-                failures += 1;
-            }
+            let words = format!("{name}, {what}");
+            let run = |fault, context: &str| fails(&base, fault, context);
+            let failures = fail_each(kinds, &words, run);
             println!("{name}: {failures} of {what}s");
             assert!(
-                failures > 3,
+                failures > 7,
                 "{name}: only {failures} of {what}s have failed"
             );
         }
@@ -380,7 +296,7 @@ fn others_allocate_meanwhile() {
             scope.spawn(move || {
                 let mut workload = Workload::within(fs, &format!("{home}/"), thread);
                 while !stop.load(Ordering::Relaxed) {
-                    operate(&mut workload, 10, "beside a growth");
+                    workload.operate_while_room(10, "beside a growth");
                 }
             });
         }

@@ -7,93 +7,31 @@
 //!
 //! `KFS_SEED=N` does one seed, `KFS_RESIZE_SEEDS=N` that many of each layout, `KFS_LAYOUT=NAME` one layout.
 
-use kfs::{BlockNr, Error, Filesystem, MountOptions, Result, SetMode, ShrinkPhase, Shrunk};
-use kfs_disk::testing::{CrashDevice, Fault, FaultDevice, FaultTrigger, OpKinds, SplitMix64};
+use kfs::{Error, Filesystem, MountOptions, Result, SetMode, ShrinkPhase, Shrunk};
+use kfs_disk::testing::{CrashDevice, Fault, FaultDevice, OpKinds, SplitMix64};
 use kfs_disk::{BlockDevice, FileDevice, MemoryDevice};
+use kfs_tests::faults::{assert_sound, fail_some};
+use kfs_tests::layouts::{LAYOUTS, mke2fs, size_of};
 use kfs_tests::populated::Populated;
 use kfs_tests::power_cut::{Effort, cut_everywhere, formatted, open, options};
 use kfs_tests::tree::picture;
-use kfs_tests::variables::number;
+use kfs_tests::variables::seeds;
 use kfs_tests::workload::Workload;
 use kfs_tests::{check, e2fsprogs};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Options of mke2fs, among them all ways to keep descriptors. Groups of 1 MiB make them many.
-const LAYOUTS: &[(&str, &str)] = &[
-    ("kept blocks", "-b 1024 -g 1024"),
-    ("few kept blocks", "-b 1024 -g 1024 -E resize=200000"),
-    ("none kept", "-b 1024 -g 1024 -O ^resize_inode"),
-    ("meta_bg", "-b 1024 -g 1024 -O meta_bg,^resize_inode"),
-    (
-        "meta_bg without flex_bg",
-        "-b 1024 -g 1024 -O meta_bg,^resize_inode,^flex_bg",
-    ),
-    ("without flex_bg", "-b 1024 -g 1024 -O ^flex_bg"),
-    ("without 64bit", "-b 1024 -g 1024 -O ^64bit"),
-    ("uninit_bg", "-b 1024 -g 1024 -O ^metadata_csum,uninit_bg"),
-    (
-        "no checksums",
-        "-b 1024 -g 1024 -O ^metadata_csum,^uninit_bg",
-    ),
-    (
-        "sparse_super2",
-        "-b 1024 -g 1024 -O sparse_super2,^resize_inode",
-    ),
-    (
-        "copies everywhere",
-        "-b 1024 -g 1024 -O ^sparse_super,^resize_inode",
-    ),
-    ("no journal", "-b 1024 -g 1024 -O ^has_journal"),
-    ("blocks of 4 KiB", "-b 4096 -g 2048"),
-    (
-        "blocks of 4 KiB, none kept",
-        "-b 4096 -g 2048 -O ^resize_inode",
-    ),
-    ("usual groups", "-b 1024"),
-];
+/// Some blocks are kept for descriptors, and not enough for all sizes.
+const FEW_KEPT: (&str, &str) = ("few kept blocks", "-b 1024 -g 1024 -E resize=200000");
 
 const MIB: u64 = 1 << 20;
 
-fn seeds() -> Vec<u64> {
-    match number("KFS_SEED") {
-        Some(seed) => vec![seed],
-        None => (1..=number("KFS_RESIZE_SEEDS").unwrap_or(1)).collect(),
-    }
-}
-
-fn mke2fs(path: &Path, layout: &str, bytes: u64) {
-    let made = Command::new("mke2fs")
-        .args(["-q", "-F", "-t", "ext4"])
-        .args(layout.split(' '))
-        .arg(path)
-        .arg(format!("{}k", bytes / 1024))
-        .output()
-        .expect("mke2fs runs (package e2fsprogs)");
-    assert!(made.status.success(), "{layout}: {made:?}");
-}
-
-fn size_of(fs: &Filesystem) -> u64 {
-    let geometry = &fs.volume().geometry;
-    geometry.offset_of(BlockNr(geometry.blocks_count()))
-}
-
-fn operate(workload: &mut Workload, count: u32, context: &str) {
-    for _ in 0..count {
-        match workload.operate() {
-            Ok(_) | Err(Error::NoSpace) => {}
-            Err(error) => panic!("{context}: {error}"),
-        }
-    }
-}
-
 fn populate(fs: &Arc<Filesystem>, seed: u64, keeps: u64) {
     let mut workload = Workload::within(Arc::clone(fs), "", seed);
-    operate(&mut workload, 150, "populating");
+    workload.operate_while_room(150, "populating");
     let mut populated = Populated::new(fs, seed);
     let root = fs.root().expect("reads");
     populated.fill(&root, keeps);
@@ -189,11 +127,11 @@ fn shrunk(name: &str, layout: &str, seed: u64) {
 #[test]
 fn shrunk_images_are_sound() {
     let only = std::env::var("KFS_LAYOUT").ok();
-    for (name, layout) in LAYOUTS {
+    for (name, layout) in LAYOUTS.iter().chain([&FEW_KEPT]) {
         if only.as_ref().is_some_and(|only| only != name) {
             continue;
         }
-        for seed in seeds() {
+        for seed in seeds("KFS_RESIZE_SEEDS", 1) {
             shrunk(name, layout, seed);
         }
     }
@@ -392,12 +330,12 @@ fn a_power_cut_leaves_a_whole_volume() {
 }
 
 /// Whether shrinking got as far as the n-th operation, which fails.
-fn fails(base: &MemoryDevice, kinds: OpKinds, trigger: FaultTrigger, context: &str) -> bool {
+fn fails(base: &MemoryDevice, fault: Fault, context: &str) -> bool {
     let memory = Arc::new(base.snapshot());
     let shared: Arc<dyn BlockDevice> = Arc::<MemoryDevice>::clone(&memory);
     let (before, size_before) = look_at(&shared);
     let device = Arc::new(FaultDevice::new(Arc::clone(&memory)));
-    device.inject(Fault::new(kinds, trigger));
+    device.inject(fault);
     let faulty: Arc<dyn BlockDevice> = Arc::<FaultDevice<_>>::clone(&device);
     match shrink(&faulty, AFTER) {
         Ok(_) | Err(Error::Io { .. } | Error::Device { .. } | Error::ReadOnly { .. }) => {}
@@ -414,14 +352,7 @@ fn fails(base: &MemoryDevice, kinds: OpKinds, trigger: FaultTrigger, context: &s
         Err(error) => panic!("{context}: goes not on: {error}"),
     }
     assert!(look_at(&shared).0 == before, "{context}: not what it was");
-    let report = check::look(shared, context);
-    let others =
-        |finding: &&kfs::check::Finding| finding.kind != kfs::check::FindingKind::Superblock;
-    let other = report.findings.iter().find(others);
-    assert!(
-        report.is_complete && other.is_none(),
-        "{context}: {other:?}"
-    );
+    assert_sound(shared, true, context);
     was_reached
 }
 
@@ -434,27 +365,14 @@ fn a_failing_device_leaves_a_whole_volume() {
             ("flush", OpKinds::FLUSHES),
             ("read", OpKinds::READS),
         ] {
-            let mut failures = 0;
-            let mut nth = 0;
-            loop {
-                let mut was_reached = false;
-                for (how, trigger) in [
-                    ("once", FaultTrigger::Nth(nth)),
-                    ("on", FaultTrigger::From(nth)),
-                ] {
-                    let context = format!("{name}, {what} {nth} fails {how}");
-                    was_reached |= fails(&base, kinds, trigger, &context);
-                }
-                if !was_reached {
-                    break;
-                }
-                failures += 1;
-                // All of the first, then fewer and fewer.
-                nth += 1 + nth / 24;
-            }
+            // All of the first, then fewer and fewer.
+            let next = |nth: u64| nth + 1 + nth / 24;
+            let words = format!("{name}, {what}");
+            let run = |fault, context: &str| fails(&base, fault, context);
+            let failures = fail_some(kinds, &words, next, run);
             println!("{name}: {failures} of {what}s");
             assert!(
-                failures > 3,
+                failures > 7,
                 "{name}: only {failures} of {what}s have failed"
             );
         }

@@ -307,6 +307,15 @@ fn a_deletion_does_not_hold_up_writers() -> Result<()> {
     Ok(())
 }
 
+/// An empty volume of 1 TiB.
+fn large_volume(folder: &Path) -> Result<Arc<dyn BlockDevice>> {
+    let path = folder.join("large.img");
+    File::create(&path)?.set_len(1 << 40)?;
+    let device: Arc<dyn BlockDevice> = Arc::new(FileDevice::open(&path)?);
+    mkfs::format(&*device, &mkfs::Options::default())?;
+    Ok(device)
+}
+
 /// How long taking a snapshot may take when nobody else is at work.
 const INSTANT: Duration = Duration::from_millis(50);
 
@@ -316,10 +325,7 @@ fn a_snapshot_of_a_large_volume_is_instant() -> Result<()> {
     let files =
         std::env::var("KFS_SPEED_FILES").map_or(Ok(10_000_000u32), |files| files.parse())?;
     let folder = folder()?;
-    let path = folder.path().join("large.img");
-    File::create(&path)?.set_len(1 << 40)?;
-    let device: Arc<dyn BlockDevice> = Arc::new(FileDevice::open(&path)?);
-    mkfs::format(&*device, &mkfs::Options::default())?;
+    let device = large_volume(folder.path())?;
     let fs = Filesystem::open(Arc::clone(&device), MountOptions::default())?;
     let root = fs.root()?;
     let node = |mode| NewNode {
@@ -371,10 +377,7 @@ const SOON: Duration = Duration::from_secs(1);
 #[ignore = "measures; to be run alone: make soak"]
 fn a_deletion_on_a_large_volume_is_quick() -> Result<()> {
     let folder = folder()?;
-    let path = folder.path().join("large.img");
-    File::create(&path)?.set_len(1 << 40)?;
-    let device: Arc<dyn BlockDevice> = Arc::new(FileDevice::open(&path)?);
-    mkfs::format(&*device, &mkfs::Options::default())?;
+    let device = large_volume(folder.path())?;
     let fs = Filesystem::open(Arc::clone(&device), MountOptions::default())?;
     let root = fs.root()?;
     let node = NewNode {
