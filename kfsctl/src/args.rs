@@ -91,8 +91,9 @@ pub(crate) enum Command {
     /// the volume is whole and has some size in between, and the same command goes on. To make it smaller
     /// takes --image, with no kfsd that serves it: what lies behind the new end is moved first.
     Resize {
-        /// The new size: a number with K, M, G or T; with + what is added; or max for all of the device
-        #[arg(value_name = "[+]SIZE|max")]
+        /// The new size: a number with K, M, G or T; with + what is added; max for all of the device;
+        /// min for as little as what is in use needs
+        #[arg(value_name = "[+]SIZE|max|min")]
         size: crate::resize::Size,
     },
     /// Make a volume that a kfsd serves stand still, so that its image can be copied

@@ -1,6 +1,6 @@
 //! What a terminal shows while something takes its time, and Ctrl-C meanwhile.
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use kfsctl::{ErrorCode, Progress};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::io::{self, IsTerminal};
@@ -53,10 +53,43 @@ impl Bar {
         Ok(())
     }
 
+    /// A bar for what kfsctl does in steps; Ctrl-C is looked at between them.
+    pub(crate) fn of_steps(as_json: bool) -> io::Result<Self> {
+        let mut bar = Self::new(as_json);
+        bar.catch_signals()?;
+        Ok(bar)
+    }
+
+    /// Shows how far it is after a step; `total` is 0 where nobody knows.
+    ///
+    /// # Errors
+    /// `Interrupted` when somebody wants it to end.
+    pub(crate) fn step(
+        &mut self,
+        stage: &'static str,
+        done: u64,
+        total: u64,
+    ) -> Result<(), kfs::Error> {
+        let progress = Progress {
+            stage: stage.into(),
+            done,
+            total,
+        };
+        match self.tell(&progress) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(kfs::Error::Interrupted),
+        }
+    }
+
     /// Shows how far it is, and says whether to go on.
     pub(crate) fn tell(&mut self, progress: &Progress) -> ControlFlow<()> {
-        if progress.total > 0 && !self.bar.is_hidden() {
+        if self.bar.is_hidden() {
+            // Nobody looks.
+        } else if progress.total > 0 {
             self.show(progress);
+        } else if progress.done > 0 {
+            let done = HumanCount(progress.done);
+            self.bar.set_message(format!("{}: {done}", progress.stage));
         }
         let is_wanted = match &self.stop {
             Some(stop) => !stop.load(Ordering::Relaxed),

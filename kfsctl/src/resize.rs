@@ -1,32 +1,37 @@
 //! `kfsctl resize`: a larger volume, or a smaller one on an image that nobody serves (`shrink.rs`).
 
 use crate::args::Target;
+use crate::bar::Bar;
 use crate::shrink;
 use crate::target::Executor;
 use anyhow::Context;
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use indicatif::HumanBytes;
 use kfsctl::Request;
 use serde_json::json;
-use std::io::IsTerminal;
 use std::str::FromStr;
 
 /// The size that is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Size {
-    pub(crate) bytes: u64,
-    pub(crate) is_added: bool,
+pub(crate) enum Size {
+    /// So many bytes.
+    Bytes(u64),
+    /// So many bytes more.
+    Added(u64),
+    /// All that the image has.
+    Largest,
+    /// As little as what is in use needs.
+    Smallest,
 }
 
 impl FromStr for Size {
     type Err = String;
 
-    /// `20G`, `+512M`, `max`; without a unit, bytes.
+    /// `20G`, `+512M`, `max`, `min`; without a unit, bytes.
     fn from_str(text: &str) -> Result<Self, String> {
-        if text == "max" {
-            return Ok(Self {
-                bytes: 0,
-                is_added: false,
-            });
+        match text {
+            "max" => return Ok(Self::Largest),
+            "min" => return Ok(Self::Smallest),
+            _ => {}
         }
         let (is_added, rest) = match text.strip_prefix('+') {
             Some(rest) => (true, rest),
@@ -42,13 +47,16 @@ impl FromStr for Size {
             unit => return Err(format!("{unit:?} is no unit: give K, M, G or T")),
         };
         let number: u64 = digits.parse().map_err(|_| {
-            "a size is a number with a unit, such as 20G, or +5G, or max".to_string()
+            "a size is a number with a unit, such as 20G, or +5G, or max, or min".to_string()
         })?;
         let bytes = number
             .checked_mul(1 << shift)
             .filter(|bytes| *bytes > 0)
             .ok_or("that is no size for a volume")?;
-        Ok(Self { bytes, is_added })
+        Ok(match is_added {
+            true => Self::Added(bytes),
+            false => Self::Bytes(bytes),
+        })
     }
 }
 
@@ -63,16 +71,17 @@ struct Progress {
 /// Gives the volume another size and tells what it is then.
 pub(crate) fn run(target: &Target, size: Size, as_json: bool) -> anyhow::Result<()> {
     let mut executor = Executor::find(target, false)?;
-    let (before, after) = if let Some(shrinkable) = shrink::wanted(&executor, size) {
+    let mut bar = Bar::of_steps(as_json)?;
+    let sizes = if let Some(shrinkable) = shrink::wanted(&executor, size)? {
         executor.finish()?;
-        shrink::run(shrinkable, size.bytes, as_json)?
+        shrink::run(shrinkable, size, &mut bar)
     } else {
-        let grown = grow(&mut executor, size, as_json);
+        let grown = grow(&mut executor, size, &mut bar);
         let finished = executor.finish();
-        let sizes = grown?;
-        finished?;
-        sizes
+        grown.and_then(|sizes| finished.map(|()| sizes))
     };
+    bar.end();
+    let (before, after) = sizes?;
     if as_json {
         return crate::print(&format!(
             "{}\n",
@@ -87,11 +96,15 @@ pub(crate) fn run(target: &Target, size: Size, as_json: bool) -> anyhow::Result<
 }
 
 /// Returns the size before and after.
-fn grow(executor: &mut Executor, size: Size, as_json: bool) -> anyhow::Result<(u64, u64)> {
-    let bar = bar(as_json);
+fn grow(executor: &mut Executor, size: Size, bar: &mut Bar) -> anyhow::Result<(u64, u64)> {
+    let (size_bytes, is_added) = match size {
+        Size::Bytes(bytes) => (bytes, false),
+        Size::Added(bytes) => (bytes, true),
+        Size::Largest | Size::Smallest => (0, false),
+    };
     let mut request = Request::Resize {
-        size_bytes: size.bytes,
-        is_added: size.is_added,
+        size_bytes,
+        is_added,
         cursor: 0,
     };
     let mut before = None;
@@ -101,11 +114,12 @@ fn grow(executor: &mut Executor, size: Size, as_json: bool) -> anyhow::Result<(u
             serde_json::from_value(value).context("the answer cannot be read")?;
         let before = *before.get_or_insert(progress.before_bytes);
         let Some(next) = progress.next else {
-            bar.finish_and_clear();
             return Ok((before, progress.size_bytes));
         };
-        bar.set_length(progress.target_bytes.saturating_sub(before));
-        bar.set_position(progress.size_bytes.saturating_sub(before));
+        let done = progress.size_bytes.saturating_sub(before);
+        let total = progress.target_bytes.saturating_sub(before);
+        bar.step("growing", done, total)
+            .with_context(|| stopped(progress.size_bytes))?;
         // What is to be added must not be added twice.
         request = Request::Resize {
             size_bytes: progress.target_bytes,
@@ -115,13 +129,10 @@ fn grow(executor: &mut Executor, size: Size, as_json: bool) -> anyhow::Result<(u
     }
 }
 
-/// A bar on a terminal, nothing elsewhere.
-fn bar(as_json: bool) -> ProgressBar {
-    if as_json || !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("{wide_bar} {bytes} of {total_bytes}  {eta:>4}");
-    ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+/// What is said of a volume whose change was stopped.
+pub(crate) fn stopped(size_bytes: u64) -> String {
+    let size = HumanBytes(size_bytes);
+    format!("the volume is whole and has {size}, and the same command goes on")
 }
 
 #[cfg(test)]
@@ -130,11 +141,11 @@ mod tests {
 
     #[test]
     fn sizes_are_read() {
-        let size = |bytes, is_added| Ok(Size { bytes, is_added });
-        assert_eq!("20G".parse(), size(20 << 30, false));
-        assert_eq!("+512M".parse(), size(512 << 20, true));
-        assert_eq!("4096".parse(), size(4096, false));
-        assert_eq!("max".parse(), size(0, false));
+        assert_eq!("20G".parse(), Ok(Size::Bytes(20 << 30)));
+        assert_eq!("+512M".parse(), Ok(Size::Added(512 << 20)));
+        assert_eq!("4096".parse(), Ok(Size::Bytes(4096)));
+        assert_eq!("max".parse(), Ok(Size::Largest));
+        assert_eq!("min".parse(), Ok(Size::Smallest));
         for text in ["", "+", "G", "-5G", "5X", "0", "99999999999T", "1.5G"] {
             assert!(text.parse::<Size>().is_err(), "{text}");
         }

@@ -1,67 +1,83 @@
 //! `kfsctl resize` to a smaller size, on an image that nobody serves.
 
-use crate::resize::Size;
+use crate::bar::Bar;
+use crate::resize::{Size, stopped};
 use crate::target::Executor;
-use anyhow::{Context, bail};
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
-use kfs::{BlockNr, MountOptions, ShrinkPhase, ShrinkProgress, Shrunk};
+use anyhow::{Context, bail, ensure};
+use kfs::{BlockNr, MountOptions, ShrinkPhase, Shrunk};
 use kfs_disk::{BlockDevice, FileDevice};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use std::io::IsTerminal;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The image, if the size that is wanted is less than that of the volume on it, or the volume has it and the
 /// file is still longer: shrinking was interrupted.
-pub(crate) fn wanted(executor: &Executor, size: Size) -> Option<Arc<FileDevice>> {
+///
+/// # Errors
+/// When the smallest size is wanted of a volume that is in use.
+pub(crate) fn wanted(executor: &Executor, size: Size) -> anyhow::Result<Option<Arc<FileDevice>>> {
     let Executor::Image { fs, device } = executor else {
-        return None;
+        ensure!(
+            size != Size::Smallest,
+            "a volume that a kfsd serves cannot be made smaller: stop the kfsd first"
+        );
+        return Ok(None);
     };
     let geometry = &fs.volume().geometry;
     let bytes = geometry.offset_of(BlockNr(geometry.blocks_count()));
-    let is_absolute = !size.is_added && size.bytes > 0;
-    let is_cut =
-        device.size_bytes() > size.bytes && kfs::shrunk_size(geometry, size.bytes) == bytes;
-    (is_absolute && (size.bytes < bytes || is_cut)).then(|| Arc::clone(device))
+    let is_smaller = match size {
+        Size::Smallest => true,
+        Size::Bytes(wanted) => {
+            let is_cut =
+                device.size_bytes() > wanted && kfs::shrunk_size(geometry, wanted) == bytes;
+            wanted < bytes || is_cut
+        }
+        Size::Added(_) | Size::Largest => false,
+    };
+    Ok(is_smaller.then(|| Arc::clone(device)))
 }
 
 /// Makes the volume smaller, and the image file with it. Returns the sizes before and after.
-pub(crate) fn run(image: Arc<FileDevice>, bytes: u64, as_json: bool) -> anyhow::Result<(u64, u64)> {
-    let is_stopped = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&is_stopped))
-            .context("cannot wait for signals")?;
-    }
-    let shrunk = {
-        let device: Arc<dyn BlockDevice> = Arc::<FileDevice>::clone(&image);
-        let options = MountOptions {
-            commit_interval: None,
-            ..MountOptions::default()
-        };
-        let bars = Bars::new(as_json);
-        kfs::shrink(&device, &options, bytes, &mut |progress| {
-            bars.show(progress);
-            match is_stopped.load(Ordering::Relaxed) {
-                true => ControlFlow::Break(()),
-                false => ControlFlow::Continue(()),
-            }
-        })?
-    };
+pub(crate) fn run(
+    image: Arc<FileDevice>,
+    size: Size,
+    bar: &mut Bar,
+) -> anyhow::Result<(u64, u64)> {
     let Shrunk {
         before_bytes,
         size_bytes,
         is_complete,
         ..
-    } = shrunk;
+    } = shrink(&image, size, bar)?;
     if !is_complete {
-        bail!(
-            "stopped: the volume is whole and has {}; the same command goes on",
-            HumanBytes(size_bytes)
-        );
+        return Err(kfs::Error::Interrupted).with_context(|| stopped(size_bytes));
     }
     shorten(image, size_bytes)?;
     Ok((before_bytes, size_bytes))
+}
+
+fn shrink(image: &Arc<FileDevice>, size: Size, bar: &mut Bar) -> anyhow::Result<Shrunk> {
+    let device: Arc<dyn BlockDevice> = Arc::<FileDevice>::clone(image);
+    let bytes = match size {
+        Size::Bytes(bytes) => bytes,
+        _ => kfs::minimum_size(&device)?,
+    };
+    let options = MountOptions {
+        commit_interval: None,
+        ..MountOptions::default()
+    };
+    let shrunk = kfs::shrink(&device, &options, bytes, &mut |progress| {
+        let stage = match progress.phase {
+            ShrinkPhase::Survey => "looking",
+            ShrinkPhase::Move => "moving",
+            ShrinkPhase::Renumber => "numbers",
+            ShrinkPhase::Cut => "cutting",
+        };
+        match bar.step(stage, progress.done, progress.total) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        }
+    })?;
+    Ok(shrunk)
 }
 
 /// Makes the image file as long as the volume. A block device stays as it is.
@@ -75,35 +91,4 @@ fn shorten(image: Arc<FileDevice>, bytes: u64) -> anyhow::Result<()> {
     image
         .resize(bytes)
         .context("the volume has its new size, but the image file cannot be made shorter")
-}
-
-/// A bar on a terminal, nothing elsewhere.
-struct Bars(ProgressBar);
-
-impl Bars {
-    fn new(as_json: bool) -> Self {
-        if as_json || !std::io::stderr().is_terminal() {
-            return Self(ProgressBar::hidden());
-        }
-        let style = ProgressStyle::with_template("{msg:8} {wide_bar} {pos} of {len}  {eta:>4}");
-        let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
-        Self(ProgressBar::new(0).with_style(style))
-    }
-
-    fn show(&self, progress: ShrinkProgress) {
-        self.0.set_message(match progress.phase {
-            ShrinkPhase::Survey => "looking",
-            ShrinkPhase::Move => "moving",
-            ShrinkPhase::Renumber => "numbers",
-            ShrinkPhase::Cut => "cutting",
-        });
-        self.0.set_length(progress.total);
-        self.0.set_position(progress.done);
-    }
-}
-
-impl Drop for Bars {
-    fn drop(&mut self) {
-        self.0.finish_and_clear();
-    }
 }

@@ -46,18 +46,24 @@ start_kfsd() {
     done
 }
 
-# unmount DIR: who looks at all mounts of the machine keeps one busy for a moment.
-unmount() {
+# patiently COMMAND...: again for 5 s until it succeeds.
+patiently() {
     local waited=0
-    while ! umount "$1" 2>/dev/null; do
+    while ! "$@" 2>/dev/null; do
         waited=$((waited + 1))
         if [ "$waited" -gt 50 ]; then
-            umount "$1"
+            "$@"
             return
         fi
         sleep 0.1
     done
 }
+
+# unmount DIR: who looks at all mounts of the machine keeps one busy for a moment.
+unmount() { patiently umount "$1"; }
+
+# mount_image OPTIONS IMAGE DIR: by Linux. The loop device of the mount before may be on its way out.
+mount_image() { patiently mount -o "loop,$1" "$2" "$3"; }
 
 # wait_end PID SECONDS: true when the process has ended within that time.
 wait_end() {

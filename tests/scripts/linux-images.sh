@@ -71,7 +71,7 @@ make() {
     [ "${1:-}" != -t ] || kind=()
     rm -f "$image"
     mke2fs -q -F "${kind[@]}" "$@" "$image" 600M >/dev/null
-    mount -o loop "$image" "$mnt"
+    mount_image rw "$image" "$mnt"
     fill
     # Only written back has Linux allocated everything, and counts it.
     sync -f "$mnt"
@@ -95,7 +95,7 @@ compare_kfs() {
 # judge NAME: e2fsck and Linux on what kfs has left.
 judge() {
     e2fsck -fn "$image" >"$work/e2fsck" 2>&1 || { cat "$work/e2fsck"; die "$1: e2fsck complains"; }
-    mount -o loop,ro "$image" "$mnt"
+    mount_image ro "$image" "$mnt"
     manifest >"$work/linux"
     unmount "$mnt"
     diff -u "$work/kfs" "$work/linux" || die "$1: Linux does not show what kfs wrote"

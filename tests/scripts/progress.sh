@@ -70,6 +70,24 @@ interrupted 130 "$bin/kfsctl" --image "$image" snapshot export one "$new"
 "$bin/kfsctl" --image "$image" check >/dev/null || die "the image is not clean"
 ok "neither does kfsd when it ends, nor kfsctl on an idle image"
 
+# A file in pieces, and a rate that makes moving them take long.
+serve
+head -c 40M /dev/urandom >"$work/random"
+for block in $(seq 0 2 5000); do
+    dd if="$work/random" of="$mnt/pieces" bs=8K count=1 skip=$block seek=$block conv=notrunc status=none
+    dd if="$work/random" of="$mnt/others" bs=8K count=1 skip=$block seek=$block conv=notrunc status=none
+done
+sync "$mnt/pieces" "$mnt/others"
+sum=$(sha256sum <"$mnt/pieces")
+interrupted 130 "$bin/kfsctl" --socket "$work/control" defrag --rate 1M /pieces
+grep -q 'were moved, and the same command goes on' "$work/err" || { cat "$work/err"; die "it does not say how far it came"; }
+[ "$(sha256sum <"$mnt/pieces")" = "$sum" ] && healthy || die "another file than before"
+stop
+interrupted 130 "$bin/kfsctl" --image "$image" resize 8T
+grep -q 'the volume is whole' "$work/err" || { cat "$work/err"; die "it does not say what there is now"; }
+"$bin/kfsctl" --image "$image" check >/dev/null || die "the image is not clean"
+ok "defrag and resize end after the step at hand"
+
 rm "$image"
 "$bin/mkfs" "$image" 600M >/dev/null
 serve

@@ -67,7 +67,7 @@ ctl snapshot export busy-5 "$work/busy.img" >/dev/null
 for exported in first busy; do
     e2fsck -fn "$work/$exported.img" >"$work/e2fsck" 2>&1 || { cat "$work/e2fsck"; die "$exported is not clean"; }
 done
-mount -o loop,ro "$work/first.img" "$other"
+mount_image ro "$work/first.img" "$other"
 sums "$other" | diff - "$work/first" || die "the exported snapshot has other content"
 [ ! -e "$other/.kfs" ] || die "the exported image has a store"
 unmount "$other"
@@ -99,7 +99,7 @@ rm -rf "$mnt/source"
 stop
 cp --sparse=always "$image" "$work/copy.img"
 ! mount -o loop "$work/copy.img" "$other" 2>/dev/null || die "Linux mounts an image with snapshots for writing"
-mount -o loop,ro "$work/copy.img" "$other"
+mount_image ro "$work/copy.img" "$other"
 [ -e "$other/large" ] || die "Linux does not read the image"
 unmount "$other"
 "$bin/kfsctl" --image "$image" check >/dev/null || die "kfsctl check finds something"
@@ -122,7 +122,7 @@ ok "the versions of a file are shown"
 # Between two images on a file system that shares blocks, and onto another one, that does not.
 truncate -s 2G "$work/xfs.img"
 mkfs.xfs -q -m reflink=1 "$work/xfs.img"
-mount -o loop "$work/xfs.img" "$other"
+mount_image rw "$work/xfs.img" "$other"
 stop
 cp --sparse=always "$image" "$other/disk.img"
 mv "$image" "$work/elsewhere.img"
@@ -139,7 +139,7 @@ ctl snapshot clone last "$work/foreign.img" | grep -q 'copied' || die "a clone o
 stop
 for cloned in "$other/clone.img" "$work/foreign.img"; do
     e2fsck -fn "$cloned" >"$work/e2fsck" 2>&1 || { cat "$work/e2fsck"; die "$cloned is not clean"; }
-    mount -o loop "$cloned" "$work/third"
+    mount_image rw "$cloned" "$work/third"
     sums "$work/third" | diff - "$work/last" || die "$cloned has other content"
     [ ! -e "$work/third/.kfs" ] || die "the clone has a store"
     unmount "$work/third"
@@ -233,7 +233,7 @@ ok "a mounted volume is set back, and open files of before are stale"
 "$bin/kfsctl" --image "$image" snapshot list --json | grep -q '"name":"last"' || die "the last one is gone"
 "$bin/kfsctl" --image "$image" snapshot delete last >/dev/null
 e2fsck -fn "$image" >"$work/e2fsck" 2>&1 || { cat "$work/e2fsck"; die "not clean without snapshots"; }
-mount -o loop "$image" "$other"
+mount_image rw "$image" "$other"
 touch "$other/linux-was-here"
 unmount "$other"
 ok "without snapshots it is an ordinary volume again"

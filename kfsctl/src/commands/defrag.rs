@@ -1,10 +1,11 @@
 //! `kfsctl defrag`: looks at the files, and has those moved that gain the most, second by second.
 
 use crate::args::Target;
+use crate::bar::Bar;
 use crate::target::Executor;
 use anyhow::Context;
 use clap::Args;
-use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, HumanCount};
 use kfsctl::Request;
 use kfsctl::defrag::{
     DefragFile, DefragInfo, LayoutInfo, SkippedFiles, SurveyFile, SurveyInfo, SurveyLevel,
@@ -12,7 +13,6 @@ use kfsctl::defrag::{
 use serde_json::{Value, json};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt::Write;
-use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -82,7 +82,6 @@ impl FromStr for Rate {
 /// What was found and done.
 #[derive(Default)]
 struct Work {
-    as_json: bool,
     files: u64,
     before: LayoutInfo,
     after: LayoutInfo,
@@ -98,7 +97,9 @@ struct Work {
 /// Defragments, and tells what came of it.
 pub(crate) fn run(target: &Target, args: &DefragArgs, as_json: bool) -> anyhow::Result<ExitCode> {
     let mut executor = Executor::find(target, args.dry_run)?;
-    let worked = work(&mut executor, args, as_json);
+    let mut bar = Bar::of_steps(as_json)?;
+    let worked = work(&mut executor, args, &mut bar);
+    bar.end();
     let finished = executor.finish();
     let work = worked?;
     finished?;
@@ -113,11 +114,8 @@ pub(crate) fn run(target: &Target, args: &DefragArgs, as_json: bool) -> anyhow::
     Ok(ExitCode::SUCCESS)
 }
 
-fn work(executor: &mut Executor, args: &DefragArgs, as_json: bool) -> anyhow::Result<Work> {
-    let mut work = Work {
-        as_json,
-        ..Work::default()
-    };
+fn work(executor: &mut Executor, args: &DefragArgs, bar: &mut Bar) -> anyhow::Result<Work> {
+    let mut work = Work::default();
     let whole = [None];
     let paths = args.paths.iter().map(|path| Some(path.as_str()));
     let paths: Vec<Option<&str>> = if args.paths.is_empty() {
@@ -125,7 +123,7 @@ fn work(executor: &mut Executor, args: &DefragArgs, as_json: bool) -> anyhow::Re
     } else {
         paths.collect()
     };
-    survey(executor, &paths, args.all, &mut work)?;
+    survey(executor, &paths, args.all, bar, &mut work)?;
     work.after = work.before;
     // The largest gain for each byte comes first.
     work.candidates.sort_by(|a, b| {
@@ -140,20 +138,9 @@ fn work(executor: &mut Executor, args: &DefragArgs, as_json: bool) -> anyhow::Re
             Some(Rate(rate)) => rate,
             None => matches!(executor, Executor::Daemon(_)).then_some(RATE_IN_USE),
         };
-        move_all(executor, args.all, rate, &mut work)?;
+        move_all(executor, args.all, rate, bar, &mut work)?;
     }
     Ok(work)
-}
-
-fn bar(length: u64, template: &str, as_json: bool) -> ProgressBar {
-    if as_json || !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template(template);
-    let bar = ProgressBar::new(length);
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    bar.enable_steady_tick(Duration::from_millis(200));
-    bar
 }
 
 fn answer<T: serde::de::DeserializeOwned>(value: Value) -> anyhow::Result<T> {
@@ -165,9 +152,9 @@ fn survey(
     executor: &mut Executor,
     paths: &[Option<&str>],
     all: bool,
+    bar: &mut Bar,
     work: &mut Work,
 ) -> anyhow::Result<()> {
-    let bar = bar(0, "{spinner} looking at files: {human_pos}", work.as_json);
     let mut seen = HashSet::new();
     for path in paths {
         let mut cursor: Option<Vec<SurveyLevel>> = None;
@@ -194,14 +181,13 @@ fn survey(
                     work.candidates.push(file);
                 }
             }
-            bar.set_position(work.files);
+            bar.step("looking at files", work.files, 0)?;
             cursor = part.next;
             if cursor.is_none() {
                 break;
             }
         }
     }
-    bar.finish_and_clear();
     Ok(())
 }
 
@@ -210,14 +196,11 @@ fn move_all(
     executor: &mut Executor,
     all: bool,
     rate: Option<u64>,
+    bar: &mut Bar,
     work: &mut Work,
 ) -> anyhow::Result<()> {
     let total = work.candidates.iter().map(|file| file.layout.movable_bytes);
-    let bar = bar(
-        total.sum(),
-        "{wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta}",
-        work.as_json,
-    );
+    let total = total.sum();
     let known: HashMap<u32, LayoutInfo> = work
         .candidates
         .iter()
@@ -264,13 +247,16 @@ fn move_all(
                 }
             }
         }
-        bar.set_position(work.moved_bytes);
+        bar.step("moving", work.moved_bytes, total)
+            .with_context(|| {
+                let moved = HumanBytes(work.moved_bytes);
+                format!("{moved} were moved, and the same command goes on")
+            })?;
         if let Some(rate) = rate {
             hold_back(work.moved_bytes, rate, began.elapsed());
         }
     }
     work.moved_files = moved.len() as u64;
-    bar.finish_and_clear();
     Ok(())
 }
 
