@@ -37,11 +37,7 @@ pub(crate) fn wanted(executor: &Executor, size: Size) -> anyhow::Result<Option<A
 }
 
 /// Makes the volume smaller, and the image file with it. Returns the sizes before and after.
-pub(crate) fn run(
-    image: Arc<FileDevice>,
-    size: Size,
-    bar: &mut Bar,
-) -> anyhow::Result<(u64, u64)> {
+pub(crate) fn run(image: Arc<FileDevice>, size: Size, bar: &mut Bar) -> anyhow::Result<(u64, u64)> {
     let Shrunk {
         before_bytes,
         size_bytes,
