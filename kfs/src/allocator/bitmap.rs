@@ -36,31 +36,33 @@ fn words_of(range: &Range<u32>) -> Range<u32> {
     range.start / BITS..range.end.div_ceil(BITS)
 }
 
+/// The words that a range touches, by number, and the bits of each that lie in the range.
+pub(super) fn masks(range: Range<u32>) -> impl Iterator<Item = (usize, u64)> {
+    words_of(&range).map(move |word| (word as usize, mask(word, &range)))
+}
+
 /// Sets a range of bits.
 pub(super) fn set(words: &mut [u64], range: Range<u32>) {
-    for word in words_of(&range) {
-        words[word as usize] |= mask(word, &range);
+    for (word, mask) in masks(range) {
+        words[word] |= mask;
     }
 }
 
 /// Clears a range of bits.
 pub(super) fn clear(words: &mut [u64], range: Range<u32>) {
-    for word in words_of(&range) {
-        words[word as usize] &= !mask(word, &range);
+    for (word, mask) in masks(range) {
+        words[word] &= !mask;
     }
 }
 
 /// Whether all bits of a range are set.
 pub(super) fn all_set(words: &[u64], range: Range<u32>) -> bool {
-    words_of(&range).all(|word| {
-        let mask = mask(word, &range);
-        words[word as usize] & mask == mask
-    })
+    masks(range).all(|(word, mask)| words[word] & mask == mask)
 }
 
 /// Whether all bits of a range are clear.
 pub(super) fn all_clear(words: &[u64], range: Range<u32>) -> bool {
-    words_of(&range).all(|word| words[word as usize] & mask(word, &range) == 0)
+    masks(range).all(|(word, mask)| words[word] & mask == 0)
 }
 
 /// Number of clear bits.

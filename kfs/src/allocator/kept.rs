@@ -166,21 +166,18 @@ impl GroupTable {
             .as_mut()
             .expect("held bits keep the bitmap loaded");
         map.held -= range.end - range.start;
-        let mut freed = 0;
-        let mut pinned = 0;
-        for index in range {
-            let (word, bit) = (index as usize / 64, 1u64 << (index % 64));
-            let keeps = |kept: &Kept| keeps_any && kept.bits[word] & bit != 0;
-            match map.kept.as_mut().filter(|kept| keeps(kept)) {
-                Some(kept) => {
-                    kept.pinned[word] |= bit;
-                    pinned += 1;
-                }
-                None => {
-                    map.busy[word] &= !bit;
-                    freed += 1;
-                }
+        let mut kept = map.kept.as_mut().filter(|_| keeps_any);
+        let (mut freed, mut pinned) = (0, 0);
+        for (word, mask) in bitmap::masks(range) {
+            let mut free = mask;
+            if let Some(kept) = &mut kept {
+                let pins = kept.bits[word] & mask;
+                kept.pinned[word] |= pins;
+                pinned += pins.count_ones();
+                free &= !pins;
             }
+            map.busy[word] &= !free;
+            freed += free.count_ones();
         }
         state.pinned += pinned;
         self.totals.pinned_blocks.fetch_add(pinned.into(), Relaxed);
