@@ -1,140 +1,19 @@
 //! What the daemon is to do, checked: the only place where options are judged against each other
 //! and against the files they name.
 
+mod error;
+
 use crate::args::{
     Args, CacheArg, ErrorsArg, FileHandlesArg, LevelArg, SandboxArg, SeccompArg, SnapshotDirArg,
 };
 use crate::legacy_options::{self, LegacyOptions};
 use crate::schedule::Schedule;
-use crate::transport::{MountOptions, OptionError};
+use crate::transport::MountOptions;
 use kfs::ErrorsPolicy;
 use rustix::thread::CapabilitySet;
 use std::path::{Path, PathBuf};
 
-/// Why the options make no sense.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConfigError {
-    /// Neither source was given.
-    #[error("nothing to serve: give --image IMAGE or --shared-dir DIR")]
-    NoSource,
-    /// Both sources were given.
-    #[error("--image and --shared-dir exclude each other: a daemon serves one volume")]
-    TwoSources,
-    /// No user was given.
-    #[error("nobody to serve: give --socket-path PATH, --fd FD or --mount DIR")]
-    NoEndpoint,
-    /// A path cannot be looked at.
-    #[error("{option} {}", .path.display())]
-    Path {
-        /// The option that names it.
-        option: &'static str,
-        /// The path.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// A directory where an image is needed.
-    #[error("{} is a directory, not an image; to serve a directory use --shared-dir", .path.display())]
-    ImageIsDirectory {
-        /// The path.
-        path: PathBuf,
-    },
-    /// Neither a file nor a block device.
-    #[error("{} is neither a file nor a block device", .path.display())]
-    ImageIsSpecial {
-        /// The path.
-        path: PathBuf,
-    },
-    /// A file where a directory is needed.
-    #[error("{option}: {} is not a directory", .path.display())]
-    NotDirectory {
-        /// The option that names it.
-        option: &'static str,
-        /// The path.
-        path: PathBuf,
-    },
-    /// An image where a directory is needed.
-    #[error("{} is not a directory; to serve an image use --image", .path.display())]
-    SharedDirIsFile {
-        /// The path.
-        path: PathBuf,
-    },
-    /// The path of a socket does not fit the system's address structure.
-    #[error("the socket path {} is longer than {MAX_SOCKET_PATH} bytes", .path.display())]
-    SocketPathTooLong {
-        /// The path.
-        path: PathBuf,
-    },
-    /// The same endpoint twice.
-    #[error("{} is given twice", .path.display())]
-    Duplicate {
-        /// The path.
-        path: PathBuf,
-    },
-    /// Not an open descriptor, or one of the standard ones.
-    #[error("--fd {fd}: there is no such inherited socket")]
-    BadFd {
-        /// The number.
-        fd: i32,
-    },
-    /// The tag is empty or too long.
-    #[error("the tag must have 1 to {MAX_TAG} bytes and no NUL, this one has {len}")]
-    Tag {
-        /// Its length.
-        len: usize,
-    },
-    /// An option makes sense for a host directory only.
-    #[error("{option} works with --shared-dir only")]
-    SharedDirOnly {
-        /// The option.
-        option: &'static str,
-    },
-    /// An option without the one it belongs to.
-    #[error("{option} makes no sense without {needs}")]
-    Needs {
-        /// The option.
-        option: String,
-        /// What it belongs to.
-        needs: &'static str,
-    },
-    /// Two options that do not go together.
-    #[error("{option} does not go together with {other}")]
-    Conflict {
-        /// The one.
-        option: &'static str,
-        /// The other.
-        other: &'static str,
-    },
-    /// An option of virtiofsd that is not served.
-    #[error("{option} is not supported by kfsd{hint}")]
-    Unsupported {
-        /// The option.
-        option: String,
-        /// What to do instead.
-        hint: &'static str,
-    },
-    /// A value that means nothing.
-    #[error("{option}: {value:?} is not {expected}")]
-    Value {
-        /// The option.
-        option: String,
-        /// Its value.
-        value: String,
-        /// What it should be.
-        expected: &'static str,
-    },
-    /// A mount option that is unknown or wrong.
-    #[error(transparent)]
-    MountOption(#[from] OptionError),
-    /// There is no such group.
-    #[error("--socket-group: there is no group {name:?}")]
-    NoGroup {
-        /// The name.
-        name: String,
-    },
-}
+pub use error::ConfigError;
 
 /// Longest path a Unix socket can have.
 const MAX_SOCKET_PATH: usize = 107;
@@ -665,5 +544,4 @@ fn group_id(name: &str) -> Result<u32, ConfigError> {
 }
 
 #[cfg(test)]
-#[path = "config/tests.rs"]
 mod tests;
