@@ -8,8 +8,8 @@
 //!
 //! `KFS_SEED=N` does one seed.
 
-use kfs::{Filesystem, Result};
-use kfs_disk::testing::{Fault, FaultDevice, OpKinds};
+use kfs::{Filesystem, NewNode, Result};
+use kfs_disk::testing::{Fault, FaultDevice, FaultTrigger, OpKinds};
 use kfs_disk::{BlockDevice, MemoryDevice};
 use kfs_tests::check;
 use kfs_tests::faults::{assert_sound, fail_each};
@@ -184,4 +184,66 @@ fn a_sound_device_sets_it_back() {
     fs.close().expect("closes");
     drop(fs);
     check::assert_clean(device, "set back");
+}
+
+/// Interrupted again and again, each time after a little more, it comes to its end: what the attempts before
+/// have kept in the store is enough.
+#[test]
+fn it_is_interrupted_again_and_again() {
+    let options = mkfs::Options {
+        block_size: Some(1024),
+        journal_bytes: Some(1 << 20),
+        ..mkfs::Options::default()
+    };
+    let memory = Arc::new(formatted(128 << 20, &options));
+    let sound = || Arc::clone(&memory) as Arc<dyn BlockDevice>;
+    let fs = open(sound()).expect("opens");
+    many_files(&fs, "before");
+    fs.create_snapshot("one", "").expect("there is room");
+    let then = picture(&fs).expect("reads");
+    many_files(&fs, "after");
+    fs.begin_restore("one", UNDO).expect("there is room");
+    fs.close().expect("closes");
+    drop(fs);
+    let mut attempts = 0;
+    loop {
+        let device = Arc::new(FaultDevice::new(Arc::clone(&memory)));
+        // Each begins anew, so one has to come through as a whole.
+        let trigger = FaultTrigger::From(attempts);
+        device.inject(Fault::new(OpKinds::CHANGES, trigger));
+        let opened = open(Arc::clone(&device) as Arc<dyn BlockDevice>);
+        let Err(error) = opened else {
+            break;
+        };
+        assert!(device.struck() > 0, "attempt {attempts}: {error:?}");
+        attempts += 1;
+        assert!(attempts < 1_000, "it gets nowhere");
+    }
+    println!("interrupted {attempts} times");
+    assert!(attempts >= 20, "interrupted only {attempts} times");
+    let fs = open(sound()).expect("opens");
+    let now = picture(&fs).expect("reads");
+    assert!(then == now, "{}", difference(&then, &now));
+    fs.close().expect("closes");
+}
+
+/// Files in directories, so that much metadata changes.
+fn many_files(fs: &Arc<Filesystem>, name: &str) {
+    let root = fs.root().expect("there is one");
+    let node = |mode| NewNode {
+        mode,
+        ..NewNode::default()
+    };
+    for number in 0..100 {
+        let dir = fs.create(
+            &root,
+            format!("{name}-{number}").as_bytes(),
+            &node(0o040_755),
+        );
+        let dir = dir.expect("there is room");
+        for file in 0..100 {
+            let made = fs.create(&dir, file.to_string().as_bytes(), &node(0o100_644));
+            made.expect("there is room");
+        }
+    }
 }

@@ -29,7 +29,8 @@ use kfs_disk::BlockDevice;
 use std::collections::{BTreeSet, HashMap};
 use zerocopy::FromBytes;
 
-/// Blocks of the store that are made ready beyond those needed: a crash in the middle wastes some.
+/// Blocks of the store that are made ready beyond those needed, at least: an attempt that is interrupted
+/// wastes the rest of a segment if it has committed something, and that is mostly more than it wastes.
 const SPARE_BLOCKS: u32 = 1024;
 
 /// Blocks written back in one transaction.
@@ -67,7 +68,7 @@ impl Filesystem {
         self.create_snapshot(undo, &format!("before the volume was set back to '{name}'"))?;
         let count = snapshots.changed_blocks(target.id).len();
         let count = u32::try_from(count).unwrap_or(u32::MAX);
-        let room = count.saturating_add(SPARE_BLOCKS);
+        let room = count.saturating_add(count.max(SPARE_BLOCKS));
         if let Err(error) = self.volume.grow_store(room) {
             // Nothing has happened that could be undone.
             self.delete_snapshot(undo)?;
