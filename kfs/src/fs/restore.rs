@@ -58,13 +58,15 @@ impl Filesystem {
     /// kept as the snapshot `undo`. Nothing should be changed in between: it would be lost.
     ///
     /// # Errors
-    /// `NotFound`; as [`Filesystem::create_snapshot`] for `undo`.
+    /// `NotFound`; `OtherSize`; `Corrupt` where the snapshot cannot be read; as
+    /// [`Filesystem::create_snapshot`] for `undo`.
     pub fn begin_restore(&self, name: &str, undo: &str) -> Result<()> {
         let snapshots = &self.volume.snapshots;
         let target = snapshots.find(name)?;
         if snapshots.blocks_count_at(target.id)? != self.volume.geometry.blocks_count() {
             return Err(Error::OtherSize);
         }
+        self.check_readable(target.id)?;
         self.create_snapshot(undo, &format!("before the volume was set back to '{name}'"))?;
         let count = snapshots.changed_blocks(target.id).len();
         let count = u32::try_from(count).unwrap_or(u32::MAX);
@@ -83,6 +85,16 @@ impl Filesystem {
             self.volume.set_read_only(ReadOnlyReason::Closed);
             snapshots.set_restoring(Some(target.id))
         })
+    }
+
+    /// Fails where a snapshot's old metadata is damaged: half way back there is no way out.
+    fn check_readable(&self, id: u32) -> Result<()> {
+        let snapshots = &self.volume.snapshots;
+        let mut content = vec![0; self.volume.geometry.block_size as usize];
+        for block in snapshots.changed_blocks(id) {
+            snapshots.read_block(id, BlockNr(block), &mut content)?;
+        }
+        Ok(())
     }
 
     /// Does what [`Filesystem::begin_restore`] has made ready, on a volume that nobody uses yet. It has

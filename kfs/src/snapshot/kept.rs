@@ -2,11 +2,12 @@
 //!
 //! A block is kept when it was in use as some snapshot sees the bitmaps. That holds for metadata, too,
 //! though its old content is in the store: so all blocks of a snapshot are where they were, and the
-//! volume can be set back to it.
+//! volume can be set back to it. Where the store is damaged and nobody knows what was in use, all of a group is
+//! kept: that costs room until the snapshot is deleted, and nothing else.
 
 use super::{OldContent, Snapshots};
 use crate::allocator::{KeptBlocks, LiveBitmap};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ids::GroupNr;
 use crate::layout::{GroupFlags, RawGroupDesc};
 use std::sync::atomic::Ordering;
@@ -57,21 +58,25 @@ impl Snapshots {
         let size = live.bytes.len();
         let mut bitmap = live.bytes.to_vec();
         let mut is_uninit = live.is_uninit;
+        let mut is_known = true;
         let mut kept = vec![0u64; size / 8];
         let mut content = vec![0; size];
         for difference in self.differences(group, live) {
             if let Some(old) = &difference.bitmap {
-                self.read_old(old, &mut bitmap)?;
+                is_known = self.can_read_old(old, &mut bitmap, group)?;
             }
             if let Some(old) = &difference.desc {
-                self.read_old(old, &mut content)?;
-                is_uninit = self.is_uninit(group, &content);
+                // If nobody knows, it may have been written: too much is kept, never too little.
+                is_uninit =
+                    self.can_read_old(old, &mut content, group)? && self.is_uninit(group, &content);
             }
             if !difference.counts {
                 continue;
             }
             if is_uninit {
                 kept.fill(0);
+            } else if !is_known {
+                kept.fill(u64::MAX);
             } else {
                 for (kept, bits) in kept.iter_mut().zip(words(&bitmap)) {
                     *kept = bits;
@@ -83,10 +88,30 @@ impl Snapshots {
         Ok(())
     }
 
+    /// Reads what a group's bitmap or a block of descriptors was. False if that is damaged.
+    fn can_read_old(&self, old: &OldContent, content: &mut [u8], group: GroupNr) -> Result<bool> {
+        match self.read_old(old, content) {
+            Ok(()) => Ok(true),
+            Err(Error::Corrupt(damage)) => {
+                if !self.damage_is_told.swap(true, Ordering::Relaxed) {
+                    log::error!(
+                        "the snapshot store is damaged: {damage}; what snapshots see of group {group}, and of others perhaps, cannot be read, and free blocks are kept for them until they are deleted"
+                    );
+                }
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// What is behind the end that the volume had then is no block of the snapshot.
     fn cut(&self, snapshot: u32, group: GroupNr, kept: &mut [u64]) -> Result<()> {
+        let count = match self.blocks_count_at(snapshot) {
+            Err(Error::Corrupt(_)) => return Ok(()),
+            count => count?,
+        };
         let first = self.geometry.group_first_block(group).0;
-        let left = self.blocks_count_at(snapshot)?.saturating_sub(first);
+        let left = count.saturating_sub(first);
         let end = usize::try_from(left).unwrap_or(usize::MAX);
         for (word, at) in kept.iter_mut().zip((0..).step_by(64)) {
             let bits = end.saturating_sub(at);

@@ -72,6 +72,8 @@ pub struct Snapshots {
     reserved: Mutex<u64>,
     /// Blocks that the volume had when each snapshot was taken, as far as somebody has asked.
     sizes: Mutex<HashMap<u32, u64>>,
+    /// Damage of old content is logged once.
+    damage_is_told: AtomicBool,
 }
 
 #[derive(Default)]
@@ -123,6 +125,7 @@ impl Snapshots {
             file: crate::sync::Mutex::new(Rank::StoreGrowth, None),
             reserved: Mutex::default(),
             sizes: Mutex::default(),
+            damage_is_told: AtomicBool::new(false),
         })
     }
 
@@ -317,7 +320,12 @@ impl Snapshots {
     ///
     /// # Errors
     /// `Corrupt::PreImageChecksum`, `Io`.
-    fn read_block(&self, snapshot: u32, block: BlockNr, content: &mut [u8]) -> Result<()> {
+    pub(crate) fn read_block(
+        &self,
+        snapshot: u32,
+        block: BlockNr,
+        content: &mut [u8],
+    ) -> Result<()> {
         let old = self.state.read().find(snapshot, block.0);
         if let Some(old) = old {
             return self.read_old(&old, content);
