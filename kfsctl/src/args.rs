@@ -36,12 +36,13 @@ pub(crate) struct Target {
 pub(crate) enum Command {
     /// Show what is served to whom, and how it fares
     Status,
-    /// Check an image that nobody uses, and change nothing
+    /// Check a volume, in use or not
     ///
-    /// Exit status: 0 nothing is wrong, 4 the image is damaged, 8 it could not be checked. An
-    /// image whose journal must be replayed is checked as it will be after that.
+    /// Of a volume in use a snapshot is taken, checked and deleted again. In an image that nobody uses nothing
+    /// is changed; one whose journal must be replayed is checked as it will be after that. Exit status: 0
+    /// nothing is wrong, 4 the volume is damaged, 8 it could not be checked.
     Check {
-        /// Check a snapshot in place of the volume, which may be in use
+        /// Check this snapshot in place of the volume as it is
         #[arg(long, value_name = "NAME")]
         snapshot: Option<String>,
     },

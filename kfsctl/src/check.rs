@@ -1,11 +1,11 @@
-//! `kfsctl check`: a check of an image that nobody uses.
+//! `kfsctl check`: of an image that nobody uses, by kfsctl itself; of what a kfsd serves, by that one.
 
 use crate::args::Target;
 use crate::bar::Bar;
 use crate::target::Executor;
 use anyhow::Context;
 use kfs::check::{self, CheckOptions, CheckReport, Severity, Verdict, check};
-use kfs_disk::FileDevice;
+use kfs_disk::{FileDevice, OpenError};
 use kfsctl::Request;
 use kfsctl::report::{progress, to_json};
 use serde_json::Value;
@@ -19,14 +19,28 @@ const EXIT_DAMAGED: u8 = 4;
 /// Exit status of fsck(8): the check could not be done.
 pub(crate) const EXIT_OPERATIONAL: u8 = 8;
 
-/// Checks the image and prints what was found.
-pub(crate) fn run(target: &Target, as_json: bool) -> anyhow::Result<ExitCode> {
-    let Some(path) = &target.image else {
-        anyhow::bail!(
-            "a volume that a kfsd serves cannot be checked: stop the kfsd and give --image IMAGE"
-        );
-    };
-    let device = FileDevice::open_read_only(path)?;
+/// Checks a snapshot or the volume as it is, and prints what was found.
+pub(crate) fn run(
+    target: &Target,
+    snapshot: Option<&str>,
+    as_json: bool,
+) -> anyhow::Result<ExitCode> {
+    if snapshot.is_none()
+        && target.socket.is_none()
+        && let Some(path) = &target.image
+    {
+        match FileDevice::open_read_only(path) {
+            Ok(device) => return run_idle(path, device, as_json),
+            // A kfsd has it: that one is asked.
+            Err(OpenError::InUse { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    run_served(target, snapshot, as_json)
+}
+
+/// Checks an image that nobody uses.
+fn run_idle(path: &Path, device: FileDevice, as_json: bool) -> anyhow::Result<ExitCode> {
     let mut bar = Bar::new(as_json);
     let mut show = |at: check::Progress| bar.tell(&progress(at));
     let checked = check(Arc::new(device), &CheckOptions::default(), &mut show);
@@ -44,13 +58,13 @@ pub(crate) fn run(target: &Target, as_json: bool) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Checks the volume as a snapshot sees it, by whoever has it open.
-pub(crate) fn run_snapshot(target: &Target, name: &str, as_json: bool) -> anyhow::Result<ExitCode> {
+/// Has a volume or a snapshot of it checked by whoever has it open.
+fn run_served(target: &Target, snapshot: Option<&str>, as_json: bool) -> anyhow::Result<ExitCode> {
     let mut executor = Executor::find(target, true)?;
     let mut bar = Bar::new(as_json);
     bar.catch_signals()?;
     let request = Request::Check {
-        snapshot: name.to_owned(),
+        snapshot: snapshot.map(str::to_owned),
     };
     let value = executor.request_watched(&request, &mut |progress| bar.tell(progress));
     bar.end();
@@ -59,7 +73,7 @@ pub(crate) fn run_snapshot(target: &Target, name: &str, as_json: bool) -> anyhow
     let text = if as_json {
         format!("{value}\n")
     } else {
-        snapshot_to_text(name, &value)
+        served_to_text(snapshot, &value)
     };
     crate::print(&text)?;
     Ok(match value["verdict"].as_str() {
@@ -68,7 +82,7 @@ pub(crate) fn run_snapshot(target: &Target, name: &str, as_json: bool) -> anyhow
     })
 }
 
-fn snapshot_to_text(name: &str, value: &Value) -> String {
+fn served_to_text(snapshot: Option<&str>, value: &Value) -> String {
     let mut text = String::new();
     let findings = value["findings"].as_array();
     for finding in findings.into_iter().flatten() {
@@ -92,11 +106,17 @@ fn snapshot_to_text(name: &str, value: &Value) -> String {
     );
     let verdict = match (value["verdict"].as_str(), number(&value["errors"])) {
         (Some("clean"), _) => "clean".to_owned(),
+        (Some("needs-recovery"), _) if snapshot.is_none() => {
+            "no errors; some deleted files are in use still".into()
+        }
         (Some("needs-recovery"), _) => "no errors; orphans are finished when it is restored".into(),
         (_, 1) => "damaged: 1 error".into(),
         (_, errors) => format!("damaged: {errors} errors"),
     };
-    let _ = writeln!(text, "snapshot '{}': {verdict}", name.escape_debug());
+    let _ = match snapshot {
+        Some(name) => writeln!(text, "snapshot '{}': {verdict}", name.escape_debug()),
+        None => writeln!(text, "the volume: {verdict}"),
+    };
     text
 }
 

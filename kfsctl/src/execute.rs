@@ -3,6 +3,7 @@
 use crate::execute_layout as layout;
 use crate::progress::{Watch, stage};
 use crate::protocol::{ErrorCode, Request, RequestError};
+use crate::report;
 use crate::snapshot::{DiffEntry, RestoreInfo, SnapshotInfo, VersionInfo};
 use kfs::{ChangeKind, Error, ExportError, FileVersion, Filesystem, SnapshotRecord, SnapshotUsage};
 use serde_json::{Value, json};
@@ -64,7 +65,10 @@ pub fn execute(
             is_added,
             cursor,
         } => crate::growth::grow(fs, *size_bytes, *is_added, *cursor),
-        Request::Check { snapshot } => crate::report::check_snapshot(fs, snapshot, watch),
+        Request::Check { snapshot: None } => report::check_volume(fs, watch),
+        Request::Check {
+            snapshot: Some(snapshot),
+        } => report::check_snapshot(fs, snapshot, watch),
         Request::Status {} | Request::SetLogLevel { .. } | Request::Restore { path: None, .. } => {
             Err(RequestError::new(
                 ErrorCode::NotSupported,
@@ -75,7 +79,11 @@ pub fn execute(
     }
 }
 
-fn create(fs: &Arc<Filesystem>, name: Option<&str>, comment: &str) -> Result<Value, RequestError> {
+pub(crate) fn create(
+    fs: &Arc<Filesystem>,
+    name: Option<&str>,
+    comment: &str,
+) -> Result<Value, RequestError> {
     let name = match name {
         Some(name) => name.to_owned(),
         None => free_name(fs),
@@ -99,7 +107,7 @@ fn create(fs: &Arc<Filesystem>, name: Option<&str>, comment: &str) -> Result<Val
 }
 
 /// A name made of the time, that no snapshot has.
-fn free_name(fs: &Arc<Filesystem>) -> String {
+pub(crate) fn free_name(fs: &Arc<Filesystem>) -> String {
     let now = jiff::Timestamp::now()
         .strftime("%Y-%m-%d-%H%M%S")
         .to_string();

@@ -69,10 +69,7 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     let (target, as_json) = (&cli.target, cli.json);
     match &cli.command {
         Command::Status => show(&status(cli)?, as_json)?,
-        Command::Check {
-            snapshot: Some(name),
-        } => return check::run_snapshot(target, name, as_json),
-        Command::Check { .. } => return check::run(target, as_json),
+        Command::Check { snapshot } => return check::run(target, snapshot.as_deref(), as_json),
         Command::Freeze { timeout } => daemon::freeze(target, *timeout, as_json)?,
         Command::Resize { size } => resize::run(target, *size, as_json)?,
         Command::Thaw => daemon::thaw(target, as_json)?,

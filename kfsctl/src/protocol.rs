@@ -181,8 +181,9 @@ pub enum Request {
     },
     /// Checks the volume as a snapshot sees it; answered as `kfsctl check --json` prints it.
     Check {
-        /// Name of the snapshot.
-        snapshot: String,
+        /// Name of the snapshot; where none is given, one is taken for the check and deleted again.
+        #[serde(default)]
+        snapshot: Option<String>,
     },
 }
 

@@ -1,6 +1,6 @@
-//! Reports of checks as JSON, and the check of a snapshot.
+//! Reports of checks as JSON, and the check of a snapshot or of a volume in use.
 
-use crate::execute::{failed, unknown};
+use crate::execute::{create, delete_one, failed, free_name, unknown};
 use crate::progress::{Progress, Watch};
 use crate::protocol::RequestError;
 use kfs::check::{self, CheckOptions, CheckReport, Finding, Phase, Severity, Verdict, check};
@@ -28,6 +28,22 @@ pub(crate) fn check_snapshot(
     if let Some(object) = value.as_object_mut() {
         object.remove("image");
         object.insert("snapshot".into(), name.into());
+    }
+    Ok(value)
+}
+
+/// Checks a volume that is in use, as a snapshot of it that is taken for that and deleted again.
+pub(crate) fn check_volume(
+    fs: &Arc<Filesystem>,
+    watch: &mut Watch<'_>,
+) -> Result<Value, RequestError> {
+    let name = format!("check-{}", free_name(fs));
+    create(fs, Some(&name), "of a check; it is deleted when that ends")?;
+    let checked = check_snapshot(fs, &name, watch);
+    delete_one(fs, &name, &mut kfs::unwatched)?;
+    let mut value = checked?;
+    if let Some(object) = value.as_object_mut() {
+        object.remove("snapshot");
     }
     Ok(value)
 }

@@ -47,7 +47,9 @@ ctl check --snapshot one --json | grep -Eq '"verdict":"(clean|needs-recovery)"' 
 status=0
 ctl check --snapshot none 2>/dev/null || status=$?
 [ $status = 8 ] || die "a snapshot that is not there gives $status"
-ok "a snapshot is checked while the volume is written"
+ctl check >"$work/check" && grep -Eq '^the volume: (clean|no errors)' "$work/check" || { cat "$work/check"; die "the volume is not clean"; }
+[ "$(ctl snapshot list | wc -l)" = 2 ] || die "a check leaves its snapshot"
+ok "the volume and a snapshot are checked while the volume is written"
 
 blocks() { stat -f -c '%b' "$mnt"; }
 before=$(blocks)

@@ -113,6 +113,7 @@ echo other >"$mnt/file"
 json 0 snapshot diff one
 json 0 log /file
 json 0 restore one --path /file
+json 0 check
 json 0 check --snapshot one
 json 0 defrag --dry-run
 json 0 defrag
@@ -145,7 +146,6 @@ json 1 log /nothing
 json 1 restore one
 json 1 restore nobody --path /file
 json 8 check --snapshot nobody
-json 8 check
 json 1 defrag /nothing
 json 1 fragmap /nothing
 json 1 thaw

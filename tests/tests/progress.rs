@@ -107,7 +107,10 @@ fn requests(new_image: &Path) -> Vec<Request> {
         },
         // The device has no file to share blocks with.
         Request::SnapshotClone { name: name(), path },
-        Request::Check { snapshot: name() },
+        Request::Check {
+            snapshot: Some(name()),
+        },
+        Request::Check { snapshot: None },
         Request::Trim {},
         Request::Restore {
             snapshot: name(),
