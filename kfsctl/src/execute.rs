@@ -65,7 +65,9 @@ pub fn execute(
             is_added,
             cursor,
         } => crate::growth::grow(fs, *size_bytes, *is_added, *cursor),
-        Request::Check { snapshot: None } => report::check_volume(fs, watch),
+        Request::Check { snapshot: None } => report::check_volume(fs, watch, |taken| {
+            delete_one(fs, &taken.name, &mut kfs::unwatched)
+        }),
         Request::Check {
             snapshot: Some(snapshot),
         } => report::check_snapshot(fs, snapshot, watch),

@@ -1,11 +1,11 @@
 //! Reports of checks as JSON, and the check of a snapshot or of a volume in use.
 
-use crate::execute::{create, delete_one, failed, free_name, unknown};
+use crate::execute::{create, failed, free_name, unknown};
 use crate::progress::{Progress, Watch};
 use crate::protocol::RequestError;
 use kfs::check::{self, CheckOptions, CheckReport, Finding, Phase, Severity, Verdict, check};
 use kfs::snapshot::SnapshotDevice;
-use kfs::{Error, Filesystem};
+use kfs::{Error, Filesystem, SnapshotRecord};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
@@ -32,15 +32,23 @@ pub(crate) fn check_snapshot(
     Ok(value)
 }
 
-/// Checks a volume that is in use, as a snapshot of it that is taken for that and deleted again.
-pub(crate) fn check_volume(
+/// Checks a volume that is in use, as a snapshot of it that is taken for that and then deleted by `delete`.
+///
+/// # Errors
+/// What taking it and checking report.
+pub fn check_volume(
     fs: &Arc<Filesystem>,
     watch: &mut Watch<'_>,
+    delete: impl FnOnce(&SnapshotRecord) -> Result<(), RequestError>,
 ) -> Result<Value, RequestError> {
     let name = format!("check-{}", free_name(fs));
     create(fs, Some(&name), "of a check; it is deleted when that ends")?;
     let checked = check_snapshot(fs, &name, watch);
-    delete_one(fs, &name, &mut kfs::unwatched)?;
+    let taken = fs.snapshots().into_iter().find(|one| one.name == name);
+    // What was found is worth more than that it is gone.
+    if let Some(Err(error)) = taken.as_ref().map(delete) {
+        log::warn!("{}; it may be deleted by hand", error.message);
+    }
     let mut value = checked?;
     if let Some(object) = value.as_object_mut() {
         object.remove("snapshot");

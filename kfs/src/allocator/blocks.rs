@@ -290,33 +290,32 @@ impl GroupTable {
             .store(group.run_max.load(Relaxed).min(left), Relaxed);
     }
 
-    /// Promises all runs of a group that are long enough.
-    pub(super) fn reserve_free_runs(
+    /// Promises the first free run of a group from index `from` on that has `least` blocks, and `most` of it.
+    pub(super) fn reserve_free_run(
         self: &Arc<Self>,
         nr: GroupNr,
-        least: u32,
-    ) -> Result<Vec<Reservation>> {
+        from: u32,
+        (least, most): (u32, u32),
+    ) -> Result<Option<Reservation>> {
         let mut state = self.lock(nr);
         self.load_blocks(nr, &mut state)?;
         let map = state.blocks.as_ref().expect("just loaded");
         let end = self.geometry.blocks_in_group(nr);
-        let runs: Vec<ClearRun> = bitmap::clear_runs(&map.busy, 0..end)
-            .filter(|run| run.len >= least)
-            .collect();
-        let mut reserved = Vec::with_capacity(runs.len());
-        for run in runs {
-            self.take(nr, &mut state, run);
-            self.totals
-                .available_blocks
-                .fetch_sub(run.len.into(), Relaxed);
-            reserved.push(Reservation {
-                table: Arc::clone(self),
-                group: nr,
-                start: run.start,
-                len: run.len,
-            });
-        }
-        Ok(reserved)
+        let found = bitmap::clear_runs(&map.busy, from..end).find(|run| run.len >= least);
+        let Some(mut run) = found else {
+            return Ok(None);
+        };
+        run.len = run.len.min(most);
+        self.take(nr, &mut state, run);
+        self.totals
+            .available_blocks
+            .fetch_sub(run.len.into(), Relaxed);
+        Ok(Some(Reservation {
+            table: Arc::clone(self),
+            group: nr,
+            start: run.start,
+            len: run.len,
+        }))
     }
 
     /// Ends a promise.

@@ -152,8 +152,14 @@ impl GroupTable {
         let available = i64::from(group.available_blocks.load(Relaxed)) - added;
         let available = u32::try_from(available.max(0)).expect("no more than there were");
         group.available_blocks.store(available, Relaxed);
-        let run_max = group.run_max.load(Relaxed).min(available);
-        group.run_max.store(run_max, Relaxed);
+        if added < 0 {
+            // Fewer than when it was dropped: a snapshot was deleted meanwhile, and any run may be there.
+            group.run_max.store(available, Relaxed);
+            self.raise_run_bound(available);
+        } else {
+            let run_max = group.run_max.load(Relaxed).min(available);
+            group.run_max.store(run_max, Relaxed);
+        }
         self.totals.available_blocks.fetch_sub(added, Relaxed);
         self.totals.pinned_blocks.fetch_add(added, Relaxed);
     }

@@ -224,12 +224,18 @@ impl Allocator {
         self.table.reserve_contiguous(request)
     }
 
-    /// Promises all runs of free blocks of a group that are at least `least` blocks long.
+    /// Promises some of the first run of free blocks that begins at index `from` of a group or after it and has
+    /// at least `least` blocks, `most` of them; `None` where there is none.
     ///
     /// # Errors
     /// `Corrupt` for a damaged group, `Io`.
-    pub fn reserve_free_runs(&self, group: GroupNr, least: u32) -> Result<Vec<Reservation>> {
-        self.table.reserve_free_runs(group, least)
+    pub fn reserve_free_run(
+        &self,
+        group: GroupNr,
+        from: u32,
+        (least, most): (u32, u32),
+    ) -> Result<Option<Reservation>> {
+        self.table.reserve_free_run(group, from, (least, most))
     }
 
     /// Puts the first `len` blocks of a reservation in use. Needs [`ALLOCATE_CREDITS`].

@@ -63,6 +63,10 @@ impl Filesystem {
         let log = log.filter(|_| read_only.is_none());
         let mut protected: Vec<Run> = log.iter().flat_map(|log| log.area.runs()).collect();
         let was_clean = superblock.s_state.get() & STATE_VALID != 0;
+        let was_closed = match geometry.compat.contains(Compat::HAS_JOURNAL) {
+            true => !superblock.incompat().contains(Incompat::RECOVER),
+            false => was_clean,
+        };
         if read_only.is_none() {
             mark_in_use(&*device, &mut superblock, &options)?;
         }
@@ -97,7 +101,7 @@ impl Filesystem {
         if read_only.is_none() {
             fs.volume.journal.mark_in_use()?;
         }
-        let has_empty_store = fs.open_snapshots(&options)?;
+        let has_empty_store = fs.open_snapshots(&options, was_closed)?;
         if let Some(id) = fs.volume.snapshots.restoring() {
             if read_only.is_some() {
                 return Err(Error::NeedsRecovery);
@@ -108,7 +112,8 @@ impl Filesystem {
         }
         if read_only.is_none() {
             fs.recovery.orphans = fs.finish_orphans(&superblock)?;
-            if has_empty_store {
+            // Damage that orphans have met may have ended all changes.
+            if has_empty_store && fs.volume.read_only().is_none() {
                 log::info!("putting away an empty snapshot store");
                 fs.remove_store()?;
             }

@@ -4,7 +4,7 @@
 use super::Filesystem;
 use crate::checksum::inode_seed;
 use crate::corrupt::Corrupt;
-use crate::error::{Error, Result};
+use crate::error::{Error, IoOp, Result};
 use crate::extent::Mapping;
 use crate::ids::{InodeNr, LogicalBlock};
 use crate::inode::orphan::read_list;
@@ -80,6 +80,14 @@ impl Filesystem {
             Err(error @ Error::Corrupt(_)) if !self.volume.journal.is_aborted() => {
                 log::error!("inode {} stays an orphan", inode.nr());
                 self.note(&error);
+                Ok(())
+            }
+            // So does one that comes after damage that has ended all changes, and one whose blocks
+            // cannot be read.
+            Err(error @ (Error::ReadOnly { .. } | Error::Io { op: IoOp::Read, .. }))
+                if !self.volume.journal.is_aborted() =>
+            {
+                log::error!("inode {} stays an orphan: {error}", inode.nr());
                 Ok(())
             }
             other => other,

@@ -64,8 +64,14 @@ impl Filesystem {
         for inode in self.inodes.in_memory() {
             inode.drop_preallocation();
         }
-        self.finish_all_orphans()?;
-        self.finish()
+        // An orphan that stays one is no reason not to commit what all others have done.
+        let orphans = self.finish_all_orphans();
+        if self.volume.journal.is_aborted() {
+            let noted = self.mark_error();
+            return orphans.and(noted);
+        }
+        let finished = self.finish();
+        orphans.and(finished)
     }
 
     /// Ends the journal, brings the superblock's counts up to date (between times they are old, as

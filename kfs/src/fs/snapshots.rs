@@ -46,6 +46,7 @@ impl Filesystem {
             return Err(Error::ReadOnly { reason });
         }
         let snapshots = &self.volume.snapshots;
+        snapshots.check_table()?;
         snapshots.check_new(name, comment)?;
         if snapshots.store_inode().is_none() {
             self.make_store()?;
@@ -120,7 +121,8 @@ impl Filesystem {
         for (done, group) in groups.iter().enumerate() {
             let _ = watch(done as u64, groups.len() as u64);
             let _stopped = self.volume.stop_data_writes();
-            self.volume.allocator.review_kept(*group)?;
+            // One that is damaged gives nothing back.
+            pass_by_damage(self.volume.allocator.review_kept(*group))?;
         }
         Ok(())
     }
@@ -208,7 +210,7 @@ impl Filesystem {
 
     /// Finds the snapshots of a volume that is being opened. Returns whether there is a store without any,
     /// to be put away when orphans are known: a file that is deleted is one of them.
-    pub(super) fn open_snapshots(&self, options: &MountOptions) -> Result<bool> {
+    pub(super) fn open_snapshots(&self, options: &MountOptions, was_closed: bool) -> Result<bool> {
         let superblock = self.volume.superblock();
         let has_feature = superblock.ro_compat().contains(RoCompat::HAS_SNAPSHOT);
         if !options.is_snapshot && !has_feature {
@@ -222,13 +224,13 @@ impl Filesystem {
         self.hides_store.store(true, Ordering::Release);
         let has_any = match superblock.s_snapshot_inum.get() {
             0 => false,
-            nr => self.attach_store(InodeNr(nr))?,
+            nr => self.attach_store(InodeNr(nr), was_closed)?,
         };
         Ok(!has_any)
     }
 
     /// Reads the store, and what of each group is kept.
-    fn attach_store(&self, nr: InodeNr) -> Result<bool> {
+    fn attach_store(&self, nr: InodeNr, was_closed: bool) -> Result<bool> {
         let volume = &self.volume;
         let store = self.inodes.get(volume, nr)?;
         if !store.is_regular() {
@@ -241,14 +243,15 @@ impl Filesystem {
             store.nr(),
             &store.place_bytes(volume),
         )?;
-        if !volume.snapshots.attach(store.nr(), &runs)? {
+        if !volume.snapshots.attach(store.nr(), &runs, was_closed)? {
             return Ok(false);
         }
         // In the middle of a restore the bitmaps are neither the old nor the new ones.
         if volume.read_only().is_none() && volume.snapshots.restoring().is_none() {
             let bitmaps = volume.allocator.block_bitmaps();
             for group in volume.snapshots.groups_with_pins(&bitmaps) {
-                volume.allocator.load_kept(group)?;
+                // A damaged group is out of use: nothing that is kept in it is handed out.
+                pass_by_damage(volume.allocator.load_kept(group))?;
             }
         }
         if volume.snapshots.restoring().is_none()
@@ -381,5 +384,13 @@ impl Filesystem {
             return Err(Error::NotPermitted);
         }
         FileName::new(name)
+    }
+}
+
+/// What a damaged group cannot do is no reason not to do it with others.
+fn pass_by_damage(done: Result<()>) -> Result<()> {
+    match done {
+        Err(Error::Corrupt(_)) => Ok(()),
+        done => done,
     }
 }

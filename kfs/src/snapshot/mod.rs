@@ -20,6 +20,7 @@
 //! Locks, all inner ones: `state` is taken with the journal's and with a group's lock held, and never
 //! held over I/O.
 
+mod attach;
 mod format;
 mod growth;
 mod index;
@@ -36,13 +37,11 @@ pub use table::{COMMENT_MAX, NAME_MAX, SnapshotRecord};
 pub use usage::SnapshotUsage;
 pub use view::SnapshotDevice;
 
-use crate::corrupt::Corrupt;
 use crate::error::{Error, Result};
-use crate::ids::{BlockNr, InodeNr, Run, Tid};
+use crate::ids::{BlockNr, InodeNr, Tid};
 use crate::layout::superblock::SUPERBLOCK_OFFSET;
 use crate::layout::{Geometry, RawSuperblock};
 use crate::sync::Rank;
-use format::Kind;
 use growth::StoreFile;
 use index::Index;
 use kfs_disk::BlockDevice;
@@ -50,7 +49,7 @@ use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use store::{Found, Location, Store};
+use store::{Location, Store};
 use table::Table;
 use zerocopy::FromBytes;
 
@@ -72,6 +71,8 @@ pub struct Snapshots {
     reserved: Mutex<u64>,
     /// Blocks that the volume had when each snapshot was taken, as far as somebody has asked.
     sizes: Mutex<HashMap<u32, u64>>,
+    /// The newest table is damaged.
+    table_is_doubtful: AtomicBool,
     /// Damage of old content is logged once.
     damage_is_told: AtomicBool,
 }
@@ -125,124 +126,9 @@ impl Snapshots {
             file: crate::sync::Mutex::new(Rank::StoreGrowth, None),
             reserved: Mutex::default(),
             sizes: Mutex::default(),
+            table_is_doubtful: AtomicBool::new(false),
             damage_is_told: AtomicBool::new(false),
         })
-    }
-
-    /// Reads the store, a file whose content lies in `runs`. Returns whether there are snapshots.
-    ///
-    /// # Errors
-    /// `Corrupt::SnapshotTable`, `Io`.
-    pub fn attach(&self, inode: InodeNr, runs: &[Run]) -> Result<bool> {
-        let opened = Store::open(Arc::clone(&self.device), self.geometry.block_size, runs)?;
-        let Some((store, mut found)) = opened else {
-            return Ok(false);
-        };
-        self.void_torn(&store, &mut found)?;
-        let Some((table, locations)) = self.newest_table(&store, &found)? else {
-            return Ok(false);
-        };
-        let mut state = State::default();
-        for location in &locations {
-            store.need(*location);
-        }
-        state.table_blocks = locations;
-        for id in table.ids() {
-            state.index.add(id);
-        }
-        for found in &found {
-            enter(&store, &mut state.index, found);
-        }
-        let newest_used = found.iter().filter_map(|found| match found.batch.kind {
-            Kind::PreImages { snapshot } => Some(snapshot),
-            Kind::Table { .. } | Kind::Void => None,
-        });
-        state.table = table;
-        state.table.next_id = state
-            .table
-            .next_id
-            .max(newest_used.max().map_or(1, |id| id.saturating_add(1)));
-        let is_active = !state.table.snapshots.is_empty();
-        *self.state.write() = state;
-        *self.store.write() = Some(Arc::new(store));
-        self.set_file(Some(inode));
-        self.set_active(is_active);
-        Ok(is_active)
-    }
-
-    /// What a crash has torn is in the last commit of pre-images, or the last table. If any of it is,
-    /// the transaction has not committed: all of it is voided, in the store, too, as nobody could tell
-    /// later.
-    fn void_torn(&self, store: &Store, found: &mut [Found]) -> Result<()> {
-        let is_table = |found: &Found| matches!(found.batch.kind, Kind::Table { .. });
-        for tables in [true, false] {
-            let same_kind =
-                |found: &&mut Found| is_table(found) == tables && found.batch.kind != Kind::Void;
-            let commits = found.iter_mut().filter(same_kind).map(|f| f.batch.commit);
-            let Some(last) = commits.max() else { continue };
-            let last: Vec<&mut Found> = found
-                .iter_mut()
-                .filter(same_kind)
-                .filter(|found| found.batch.commit == last)
-                .collect();
-            let mut is_whole = true;
-            for found in &last {
-                is_whole &= store.is_whole(found)?;
-            }
-            if is_whole {
-                continue;
-            }
-            for found in last {
-                if !self.device.is_read_only() {
-                    store.void(found)?;
-                }
-                found.batch.kind = Kind::Void;
-            }
-        }
-        Ok(())
-    }
-
-    /// The newest table with the blocks that hold it; `None` where no snapshot was ever taken.
-    fn newest_table(
-        &self,
-        store: &Store,
-        found: &[Found],
-    ) -> Result<Option<(Table, Vec<Location>)>> {
-        let tables = |found: &&Found| matches!(found.batch.kind, Kind::Table { .. });
-        if let Some(newest) = found.iter().rev().find(tables) {
-            return self.read_table(store, newest).map(Some);
-        }
-        // The first one's superblock comes before the first table.
-        let pre_images = found.iter().filter(|found| found.batch.kind != Kind::Void);
-        if pre_images.count() > 1 {
-            let what = "it has no table";
-            return Err(Corrupt::SnapshotStore { what }.into());
-        }
-        Ok(None)
-    }
-
-    fn read_table(&self, store: &Store, found: &Found) -> Result<(Table, Vec<Location>)> {
-        let size = self.geometry.block_size as usize;
-        let mut table = vec![0; found.batch.entries.len() * size];
-        let mut locations = Vec::new();
-        let blocks = (found.first..).zip(&found.batch.entries);
-        for ((block, entry), content) in blocks.zip(table.chunks_exact_mut(size)) {
-            let location = Location {
-                block,
-                checksum: entry.checksum,
-            };
-            store.read_content(location, content)?;
-            locations.push(location);
-        }
-        let bytes = match found.batch.kind {
-            Kind::Table { bytes } => bytes as usize,
-            _ => 0,
-        };
-        let table = table.get(..bytes).and_then(Table::decode);
-        let table = table.ok_or(Corrupt::SnapshotStore {
-            what: "its table makes no sense",
-        })?;
-        Ok((table, locations))
     }
 
     fn set_active(&self, is_active: bool) {
@@ -334,21 +220,5 @@ impl Snapshots {
         // It may have been overwritten before it was read: then its old content was taken first.
         let old = self.state.read().find(snapshot, block.0);
         old.map_or(Ok(()), |old| self.read_old(&old, content))
-    }
-}
-
-/// Enters the pre-images of a batch.
-fn enter(store: &Store, index: &mut Index, found: &Found) {
-    let Kind::PreImages { snapshot } = found.batch.kind else {
-        return;
-    };
-    for (block, entry) in (found.first..).zip(&found.batch.entries) {
-        let location = Location {
-            block,
-            checksum: entry.checksum,
-        };
-        if index.insert(snapshot, entry.block, location) {
-            store.need(location);
-        }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::Snapshots;
 use crate::allocator::Allocator;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// What a snapshot holds of what the volume does not use any more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,7 +26,7 @@ impl Snapshots {
         let mut usage = vec![SnapshotUsage::default(); ids.len()];
         let size = u64::from(self.geometry.block_size);
         for group in self.groups_with_pins(&allocator.block_bitmaps()) {
-            allocator.with_live_bitmap(group, |live| {
+            let looked = allocator.with_live_bitmap(group, |live| {
                 let mut once: Vec<u64> = vec![0; live.bytes.len() / 8];
                 let mut twice = once.clone();
                 let mut sets = Vec::with_capacity(ids.len());
@@ -54,7 +54,12 @@ impl Snapshots {
                     }
                 }
                 Ok(())
-            })?;
+            });
+            match looked {
+                // Of a damaged group nobody knows.
+                Err(Error::Corrupt(_)) => {}
+                looked => looked?,
+            }
         }
         let state = self.state.read();
         for (id, usage) in ids.iter().zip(&mut usage) {

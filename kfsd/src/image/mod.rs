@@ -35,6 +35,7 @@ use kfs_disk::{BlockDevice, FileDevice, StatsDevice};
 use kfsctl::execute;
 use kfsctl::progress::{Watch, stage};
 use kfsctl::protocol::{ErrorCode, Request, RequestError};
+use kfsctl::report;
 use kfsctl::status;
 use parking_lot::{Mutex, RwLock};
 use serde_json::Value;
@@ -297,9 +298,7 @@ impl Image {
         names: &[String],
         watch: &mut Watch<'_>,
     ) -> Result<Value, RequestError> {
-        let trees = self.opened.read().trees.clone();
         execute::delete_each(filesystem, names, watch, &mut |record, watch| {
-            let _closed = trees.as_ref().map(|trees| trees.close_for_good(record.id));
             self.delete_snapshot(filesystem, record, watch)
         })
     }
@@ -311,6 +310,8 @@ impl Image {
         record: &SnapshotRecord,
         watch: &mut kfs::Watch<'_>,
     ) -> Result<(), RequestError> {
+        let trees = self.opened.read().trees.clone();
+        let _closed = trees.as_ref().map(|trees| trees.close_for_good(record.id));
         let begin = Instant::now();
         loop {
             self.revoke_snapshot(record.id);
@@ -397,6 +398,11 @@ impl Volume for Image {
         let filesystem = self.filesystem();
         match request {
             Request::SnapshotDelete { names } => self.delete_snapshots(&filesystem, names, watch),
+            Request::Check { snapshot: None } => {
+                report::check_volume(&filesystem, watch, |taken| {
+                    self.delete_snapshot(&filesystem, taken, &mut kfs::unwatched)
+                })
+            }
             request => execute::execute(&filesystem, request, watch),
         }
     }

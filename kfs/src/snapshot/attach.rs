@@ -1,0 +1,228 @@
+//! Opening a volume with snapshots: what the store says, what a crash has torn of it, what is damaged.
+
+use super::format::Kind;
+use super::index::Index;
+use super::store::{Found, Location, Store};
+use super::table::Table;
+use super::{Snapshots, State, view};
+use crate::corrupt::Corrupt;
+use crate::error::Result;
+use crate::ids::{BlockNr, InodeNr, Run};
+use crate::layout::superblock::SUPERBLOCK_OFFSET;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+impl Snapshots {
+    /// Reads the store, a file whose content lies in `runs`, of a volume that was closed or not. Returns
+    /// whether there are snapshots.
+    ///
+    /// # Errors
+    /// `Corrupt::SnapshotStore`, `Io`.
+    pub fn attach(&self, inode: InodeNr, runs: &[Run], was_closed: bool) -> Result<bool> {
+        let opened = Store::open(Arc::clone(&self.device), self.geometry.block_size, runs)?;
+        let Some((store, mut found)) = opened else {
+            return Ok(false);
+        };
+        self.void_torn_pre_images(&store, &mut found, was_closed)?;
+        self.void_torn_table(&store, &mut found, was_closed)?;
+        let Some((table, locations)) = self.newest_table(&store, &found)? else {
+            return Ok(false);
+        };
+        let mut state = State::default();
+        for location in &locations {
+            store.need(*location);
+        }
+        state.table_blocks = locations;
+        for id in table.ids() {
+            state.index.add(id);
+        }
+        for found in &found {
+            enter(&store, &mut state.index, found);
+        }
+        let newest_used = found.iter().filter_map(|found| match found.batch.kind {
+            Kind::PreImages { snapshot } => Some(snapshot),
+            Kind::Table { .. } | Kind::Void => None,
+        });
+        state.table = table;
+        state.table.next_id = state
+            .table
+            .next_id
+            .max(newest_used.max().map_or(1, |id| id.saturating_add(1)));
+        let is_active = !state.table.snapshots.is_empty();
+        *self.state.write() = state;
+        *self.store.write() = Some(Arc::new(store));
+        self.set_file(Some(inode));
+        self.set_active(is_active);
+        Ok(is_active)
+    }
+
+    /// What a crash has torn of pre-images is in their last commit. Then its transaction has not committed,
+    /// and all of it is voided, in the store, too, as nobody could tell later.
+    fn void_torn_pre_images(
+        &self,
+        store: &Store,
+        found: &mut [Found],
+        was_closed: bool,
+    ) -> Result<()> {
+        let is_of_kind = |found: &Found| matches!(found.batch.kind, Kind::PreImages { .. });
+        let last = last_commit(found, is_of_kind);
+        if self.are_whole(store, &last)? {
+            return Ok(());
+        }
+        if self.are_in_place(&last, was_closed)? {
+            return self.void(store, last);
+        }
+        // The transaction has committed: they were whole then.
+        log::error!(
+            "the snapshot store is damaged: what the newest snapshot shows cannot all be read"
+        );
+        Ok(())
+    }
+
+    /// The newest table may be torn, and then the one before counts. If the volume was closed it was whole
+    /// once: which snapshots there are is not known then.
+    fn void_torn_table(&self, store: &Store, found: &mut [Found], was_closed: bool) -> Result<()> {
+        let is_table = |found: &Found| matches!(found.batch.kind, Kind::Table { .. });
+        let last = last_commit(found, is_table);
+        if self.are_whole(store, &last)? {
+            return Ok(());
+        }
+        if !was_closed {
+            return self.void(store, last);
+        }
+        log::error!(
+            "the newest table of snapshots is damaged: the one taken last may be missing, and one that was deleted may be there and show nonsense; delete all of them"
+        );
+        self.table_is_doubtful.store(true, Ordering::Release);
+        last.into_iter()
+            .for_each(|found| found.batch.kind = Kind::Void);
+        Ok(())
+    }
+
+    fn are_whole(&self, store: &Store, found: &[&mut Found]) -> Result<bool> {
+        for found in found {
+            if !store.is_whole(found)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether all blocks are in place as their pre-images say. So it is when the transaction that was to
+    /// change them has not committed; and if it has, nothing is lost without them.
+    fn are_in_place(&self, found: &[&mut Found], was_closed: bool) -> Result<bool> {
+        let size = self.geometry.block_size as usize;
+        let superblock = SUPERBLOCK_OFFSET / size as u64;
+        let mut content = vec![0; size];
+        for entry in found.iter().flat_map(|found| &found.batch.entries) {
+            // Made for a snapshot whose table came to nothing: it never was in place.
+            if entry.block == superblock && !was_closed {
+                continue;
+            }
+            if !self.geometry.contains_block(BlockNr(entry.block)) {
+                return Ok(false);
+            }
+            view::read_in_place(
+                &*self.device,
+                &self.geometry,
+                BlockNr(entry.block),
+                &mut content,
+            )?;
+            if crc32c::crc32c(&content) != entry.checksum {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn void(&self, store: &Store, found: Vec<&mut Found>) -> Result<()> {
+        for found in found {
+            if !self.device.is_read_only() {
+                store.void(found)?;
+            }
+            found.batch.kind = Kind::Void;
+        }
+        Ok(())
+    }
+
+    /// Fails where the newest table is lost: what an older one says is not to be built on.
+    ///
+    /// # Errors
+    /// `Corrupt::SnapshotStore`.
+    pub(crate) fn check_table(&self) -> Result<()> {
+        if !self.table_is_doubtful.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let what = "its newest table is damaged; delete all snapshots";
+        Err(Corrupt::SnapshotStore { what }.into())
+    }
+
+    /// The newest table with the blocks that hold it; `None` where no snapshot was ever taken, or none is
+    /// known any more.
+    fn newest_table(
+        &self,
+        store: &Store,
+        found: &[Found],
+    ) -> Result<Option<(Table, Vec<Location>)>> {
+        let is_table = |found: &&Found| matches!(found.batch.kind, Kind::Table { .. });
+        if let Some(newest) = found.iter().rev().find(is_table) {
+            return self.read_table(store, newest).map(Some);
+        }
+        // The first one's superblock comes before the first table.
+        let pre_images = found.iter().filter(|found| found.batch.kind != Kind::Void);
+        if pre_images.count() > 1 {
+            log::error!("the table of snapshots is damaged: there are none any more");
+        }
+        Ok(None)
+    }
+
+    fn read_table(&self, store: &Store, found: &Found) -> Result<(Table, Vec<Location>)> {
+        let size = self.geometry.block_size as usize;
+        let mut table = vec![0; found.batch.entries.len() * size];
+        let mut locations = Vec::new();
+        let blocks = (found.first..).zip(&found.batch.entries);
+        for ((block, entry), content) in blocks.zip(table.chunks_exact_mut(size)) {
+            let location = Location {
+                block,
+                checksum: entry.checksum,
+            };
+            store.read_content(location, content)?;
+            locations.push(location);
+        }
+        let bytes = match found.batch.kind {
+            Kind::Table { bytes } => bytes as usize,
+            _ => 0,
+        };
+        let table = table.get(..bytes).and_then(Table::decode);
+        let table = table.ok_or(Corrupt::SnapshotStore {
+            what: "its table makes no sense",
+        })?;
+        Ok((table, locations))
+    }
+}
+
+/// The batches of a kind that were written last, as one.
+fn last_commit(found: &mut [Found], is_of_kind: impl Fn(&Found) -> bool) -> Vec<&mut Found> {
+    let of_kind = || found.iter().filter(|found| is_of_kind(found));
+    let Some(last) = of_kind().map(|found| found.batch.commit).max() else {
+        return Vec::new();
+    };
+    let is_last = |found: &&mut Found| is_of_kind(found) && found.batch.commit == last;
+    found.iter_mut().filter(is_last).collect()
+}
+
+/// Enters the pre-images of a batch.
+fn enter(store: &Store, index: &mut Index, found: &Found) {
+    let Kind::PreImages { snapshot } = found.batch.kind else {
+        return;
+    };
+    for (block, entry) in (found.first..).zip(&found.batch.entries) {
+        let location = Location {
+            block,
+            checksum: entry.checksum,
+        };
+        if index.insert(snapshot, entry.block, location) {
+            store.need(location);
+        }
+    }
+}
