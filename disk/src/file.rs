@@ -144,9 +144,8 @@ impl FileDevice {
                 .map_err(|err| OpenError::io(path, "find its sector size", err.into()))?;
             (size, sector_size)
         } else {
-            if access == Access::ReadWrite
-                && let Some(holder) = holder::loop_holder(&metadata)
-            {
+            // Linux may be writing to it.
+            if let Some(holder) = holder::loop_holder(&metadata) {
                 return Err(OpenError::InUse {
                     path: path.to_owned(),
                     holder,

@@ -1,6 +1,6 @@
 //! Finds out from `/proc` and `/sys` who uses an image or a block device.
 //!
-//! Runs only when an opening was refused (and, for [`loop_holder`], once for each writer), so
+//! Runs only when an opening was refused (and, for [`loop_holder`], once for each opening), so
 //! scanning `/proc` is affordable. All of it is best effort: what cannot be seen is
 //! [`Holder::Unknown`].
 

@@ -75,6 +75,9 @@ pub enum Error {
     /// The object is in use.
     #[error("busy")]
     Busy,
+    /// The root directory has an entry of its own where the snapshot store is to be.
+    #[error("the root directory has an entry .kfs")]
+    StorePlaceTaken,
     /// Who asked for it wants it no more.
     #[error("stopped")]
     Interrupted,

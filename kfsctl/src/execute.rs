@@ -95,7 +95,11 @@ pub(crate) fn create(
             Error::Exists => (ErrorCode::InvalidArgument, "choose another name"),
             Error::Invalid => (
                 ErrorCode::InvalidArgument,
-                "a name has no slashes and no control characters",
+                "a name is not empty, not . or .., and has no slashes and no control characters",
+            ),
+            Error::StorePlaceTaken => (
+                ErrorCode::Failed,
+                "snapshots need that name for themselves: rename it",
             ),
             Error::NameTooLong => (
                 ErrorCode::InvalidArgument,

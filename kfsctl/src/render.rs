@@ -62,6 +62,7 @@ fn volume(page: &mut Page, volume: &VolumeStatus) {
     if let Some(state) = volume.state {
         let text = match state {
             VolumeState::Clean => "clean",
+            VolumeState::InUse => "in use",
             VolumeState::NeedsRecovery => "its journal is to be replayed",
             VolumeState::NotClean => "not closed in order; e2fsck is due",
             VolumeState::HasErrors => "has errors; e2fsck is due",

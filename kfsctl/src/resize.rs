@@ -118,8 +118,14 @@ fn grow(executor: &mut Executor, size: Size, bar: &mut Bar) -> anyhow::Result<(u
         };
         let done = progress.size_bytes.saturating_sub(before);
         let total = progress.target_bytes.saturating_sub(before);
-        bar.step("growing", done, total)
-            .with_context(|| stopped(progress.size_bytes))?;
+        if done < total
+            && let Err(stop) = bar.step("growing", done, total)
+        {
+            settle(executor, progress.size_bytes)?;
+            let target = HumanBytes(progress.target_bytes);
+            let goes_on = format!("`resize {}` goes on to {target}", progress.target_bytes);
+            return Err(stop).with_context(|| stopped(progress.size_bytes, &goes_on));
+        }
         // What is to be added must not be added twice.
         request = Request::Resize {
             size_bytes: progress.target_bytes,
@@ -129,10 +135,28 @@ fn grow(executor: &mut Executor, size: Size, bar: &mut Bar) -> anyhow::Result<(u
     }
 }
 
+/// Brings the backups of the superblock in line with the size that the volume has come to.
+fn settle(executor: &mut Executor, size_bytes: u64) -> anyhow::Result<()> {
+    let mut cursor = 0;
+    loop {
+        let value = executor.request(&Request::Resize {
+            size_bytes,
+            is_added: false,
+            cursor,
+        })?;
+        let progress: Progress =
+            serde_json::from_value(value).context("the answer cannot be read")?;
+        match progress.next {
+            Some(next) => cursor = next,
+            None => return Ok(()),
+        }
+    }
+}
+
 /// What is said of a volume whose change was stopped.
-pub(crate) fn stopped(size_bytes: u64) -> String {
+pub(crate) fn stopped(size_bytes: u64, goes_on: &str) -> String {
     let size = HumanBytes(size_bytes);
-    format!("the volume is whole and has {size}, and the same command goes on")
+    format!("the volume is whole and has {size}; {goes_on}")
 }
 
 #[cfg(test)]

@@ -43,25 +43,39 @@ pub(crate) fn run(image: Arc<FileDevice>, size: Size, bar: &mut Bar) -> anyhow::
         size_bytes,
         is_complete,
         ..
-    } = shrink(&image, size, bar)?;
+    } = match size {
+        Size::Bytes(bytes) => shrink(&image, bytes, bar)?,
+        _ => shrink_to_least(&image, bar)?,
+    };
     if !is_complete {
-        return Err(kfs::Error::Interrupted).with_context(|| stopped(size_bytes));
+        return Err(kfs::Error::Interrupted)
+            .with_context(|| stopped(size_bytes, "the same command goes on"));
     }
     shorten(image, size_bytes)?;
     Ok((before_bytes, size_bytes))
 }
 
-fn shrink(image: &Arc<FileDevice>, size: Size, bar: &mut Bar) -> anyhow::Result<Shrunk> {
+fn shrink_to_least(image: &Arc<FileDevice>, bar: &mut Bar) -> kfs::Result<Shrunk> {
     let device: Arc<dyn BlockDevice> = Arc::<FileDevice>::clone(image);
-    let bytes = match size {
-        Size::Bytes(bytes) => bytes,
-        _ => kfs::minimum_size(&device)?,
-    };
+    match shrink(image, kfs::minimum_size(&device)?, bar) {
+        // It is about that size already, unless no size would do.
+        Err(kfs::Error::TooSmall { .. } | kfs::Error::Shrink { .. }) => {
+            let superblock = kfs::read_superblock(&*device)?;
+            let geometry = kfs::layout::Geometry::try_from(&superblock)?;
+            let bytes = geometry.offset_of(BlockNr(geometry.blocks_count()));
+            shrink(image, bytes, bar)
+        }
+        shrunk => shrunk,
+    }
+}
+
+fn shrink(image: &Arc<FileDevice>, bytes: u64, bar: &mut Bar) -> kfs::Result<Shrunk> {
+    let device: Arc<dyn BlockDevice> = Arc::<FileDevice>::clone(image);
     let options = MountOptions {
         commit_interval: None,
         ..MountOptions::default()
     };
-    let shrunk = kfs::shrink(&device, &options, bytes, &mut |progress| {
+    kfs::shrink(&device, &options, bytes, &mut |progress| {
         let stage = match progress.phase {
             ShrinkPhase::Survey => "looking",
             ShrinkPhase::Move => "moving",
@@ -72,8 +86,7 @@ fn shrink(image: &Arc<FileDevice>, size: Size, bar: &mut Bar) -> anyhow::Result<
             Ok(()) => ControlFlow::Continue(()),
             Err(_) => ControlFlow::Break(()),
         }
-    })?;
-    Ok(shrunk)
+    })
 }
 
 /// Makes the image file as long as the volume. A block device stays as it is.

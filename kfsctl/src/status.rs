@@ -101,6 +101,8 @@ pub struct Snapshots {
 pub enum VolumeState {
     /// Nothing.
     Clean,
+    /// Nothing, by the kfsd that serves it for changes. A copy would have to be recovered.
+    InUse,
     /// Its journal is to be replayed, which whoever mounts it does.
     NeedsRecovery,
     /// A check: it was not closed, and has no journal to replay.

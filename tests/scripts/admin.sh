@@ -29,6 +29,9 @@ timeout 5 "$bin/kfsctl" --socket "$work/control" snapshot list >/dev/null || die
 timeout 5 cat "$mnt/quiet/file" >/dev/null && timeout 5 ls "$mnt/quiet" >/dev/null || die "reading waits for the thaw"
 ! ctl freeze 2>"$work/err" || die "it freezes twice"
 grep -q 'frozen already' "$work/err" || { cat "$work/err"; die "not the error there should be"; }
+! ctl snapshot create late 2>"$work/err" || die "a snapshot of a frozen volume is taken"
+grep -q 'kfsctl thaw' "$work/err" || { cat "$work/err"; die "not the error there should be"; }
+ctl status | grep -q '^state  *clean' || die "what is frozen is not clean"
 ctl thaw
 ! ctl thaw 2>"$work/err" || die "it thaws twice"
 grep -q 'not frozen' "$work/err" || { cat "$work/err"; die "not the error there should be"; }
@@ -103,6 +106,10 @@ wait "$writer" || true
 writer=
 ! mountpoint -q "$mnt" || unmount "$mnt"
 "$bin/kfsctl" --image "$image" check --snapshot one >"$work/check" && sound "$work/check" || die "idle: not clean"
+serve --readonly
+! ctl restore one --force 2>"$work/err" || die "what is served read-only is set back"
+grep -q 'read-only' "$work/err" && ls "$mnt/quiet" >/dev/null || { cat "$work/err"; die "it is not there any more"; }
+stop
 ! "$bin/kfsctl" --image "$image" freeze 2>"$work/err" || die "an idle image freezes"
 grep -q 'no kfsd serves' "$work/err" || { cat "$work/err"; die "not the error there should be"; }
 "$bin/kfsctl" --image "$image" snapshot delete one >/dev/null
@@ -142,6 +149,10 @@ rm -r "$mnt/dir7"
 unmount "$mnt"
 e2fsck -fn "$image" >"$work/fsck" 2>&1 || { cat "$work/fsck"; die "e2fsck finds something after Linux"; }
 tree_after() { mount_image ro "$image" "$mnt" && tree && unmount "$mnt"; }
+mount_image rw "$image" "$mnt"
+! "$bin/kfsctl" --image "$image" check 2>"$work/err" || die "what Linux has mounted is checked"
+grep -q 'in use by' "$work/err" || { cat "$work/err"; die "not the error there should be"; }
+unmount "$mnt"
 tree_after >"$work/tree"
 "$bin/kfsctl" --image "$image" resize min >"$work/out" || die "it is not made as small as can be"
 e2fsck -fn "$image" >"$work/fsck" 2>&1 || { cat "$work/fsck"; die "e2fsck finds something"; }

@@ -290,8 +290,7 @@ impl Filesystem {
 
     fn make_store(&self) -> Result<()> {
         if self.find_store()?.is_some() {
-            log::error!("the root directory has an entry .kfs, which snapshots need: rename it");
-            return Err(Error::Exists);
+            return Err(Error::StorePlaceTaken);
         }
         self.hides_store.store(true, Ordering::Release);
         self.make_store_file().inspect_err(|_| {

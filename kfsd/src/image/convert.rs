@@ -166,10 +166,10 @@ pub(super) fn volume_status(
         state: Some(
             if journal.aborted || status.damage_found > 0 || status.errors_recorded > 0 {
                 VolumeState::HasErrors
-            } else if status.read_only.is_some() {
+            } else if status.read_only.is_some() || status.frozen_for.is_some() {
                 VolumeState::Clean
             } else {
-                VolumeState::NeedsRecovery
+                VolumeState::InUse
             },
         ),
         label: Some(String::from_utf8_lossy(&status.label).into_owned()),

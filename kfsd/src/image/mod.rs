@@ -353,6 +353,28 @@ fn refuse_service(service: Service) -> Result<(), RequestError> {
     Err(RequestError::new(code, text, hint))
 }
 
+/// Whether a request would wait for the end of a freeze.
+fn changes(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::SnapshotCreate { .. }
+            | Request::SnapshotDelete { .. }
+            | Request::Restore { .. }
+            | Request::Defrag { .. }
+            | Request::Trim {}
+            | Request::Resize { .. }
+            | Request::Check { snapshot: None }
+    )
+}
+
+fn refuse_frozen(filesystem: &Filesystem) -> Result<(), RequestError> {
+    if filesystem.frozen_for().is_none() {
+        return Ok(());
+    }
+    let (text, hint) = ("the volume is frozen", "`kfsctl thaw` ends that");
+    Err(RequestError::new(ErrorCode::Busy, text, hint))
+}
+
 /// What can be seen to be wrong before anybody has to wait.
 fn refuse_restore(
     service: Service,
@@ -360,6 +382,10 @@ fn refuse_restore(
     snapshot: &str,
 ) -> Result<(), RequestError> {
     refuse_service(service)?;
+    if let Some(reason) = filesystem.volume().read_only() {
+        let text = format!("the volume is read-only: {reason}");
+        return Err(RequestError::new(ErrorCode::Failed, text, ""));
+    }
     if filesystem
         .snapshots()
         .iter()
@@ -396,6 +422,9 @@ impl Volume for Image {
         let _request = self.requests.read();
         self.check_service()?;
         let filesystem = self.filesystem();
+        if changes(request) {
+            refuse_frozen(&filesystem)?;
+        }
         match request {
             Request::SnapshotDelete { names } => self.delete_snapshots(&filesystem, names, watch),
             Request::Check { snapshot: None } => {
@@ -413,20 +442,16 @@ impl Volume for Image {
         suspend: &mut dyn FnMut() -> Result<(), RequestError>,
         watch: &mut Watch<'_>,
     ) -> Result<String, RestoreError> {
-        let busy = |text: &str, hint: &str| {
-            RestoreError::Refused(RequestError::new(ErrorCode::Busy, text, hint))
-        };
         let Some(_alone) = self.requests.try_write_for(RESTORE_PATIENCE) else {
-            let hint = "wait until it has ended";
-            return Err(busy("the volume is busy with another request", hint));
+            let text = "the volume is busy with another request";
+            let refused = RequestError::new(ErrorCode::Busy, text, "wait until it has ended");
+            return Err(RestoreError::Refused(refused));
         };
         let mut service = self.service.lock();
         let filesystem = self.filesystem();
         refuse_restore(*service, &filesystem, snapshot).map_err(RestoreError::Refused)?;
         // No freeze can begin now, which sessions and the restore would wait for.
-        if filesystem.frozen_for().is_some() {
-            return Err(busy("the volume is frozen", "`kfsctl thaw` ends that"));
-        }
+        refuse_frozen(&filesystem).map_err(RestoreError::Refused)?;
         suspend().map_err(RestoreError::Refused)?;
         let set_back = self.set_back(&filesystem, snapshot, watch);
         let (undo, opened) = set_back.inspect_err(|error| {
@@ -451,6 +476,13 @@ impl Volume for Image {
     fn shutdown(&self) -> Result<(), VolumeError> {
         // A restore in progress comes to its end first.
         *self.service.lock() = Service::Ended;
-        Ok(self.filesystem().close()?)
+        let filesystem = self.filesystem();
+        filesystem.close()?;
+        match filesystem.volume().read_only() {
+            Some(ReadOnlyReason::Error) => {
+                Err("errors have ended changes to the volume: run e2fsck on the image".into())
+            }
+            _ => Ok(()),
+        }
     }
 }
