@@ -36,7 +36,7 @@ const SHORT_PATIENCE: Patience = Patience {
 #[non_exhaustive]
 pub enum ClientError {
     /// Nobody listens.
-    #[error("no running kfsd was found; looked in {}", list(.looked_in))]
+    #[error("no running kfsd was found; looked in {}; --image IMAGE asks an image itself", list(.looked_in))]
     NoneRunning {
         /// The directories that were searched.
         looked_in: Vec<PathBuf>,

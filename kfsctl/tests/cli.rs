@@ -256,5 +256,5 @@ fn a_check_that_cannot_be_done_says_so() {
     let output = kfsctl(directory.path(), &["check"]);
     assert_eq!(output.status.code(), Some(8));
     let err = String::from_utf8_lossy(&output.stderr);
-    assert!(err.contains("stop the kfsd"), "{err}");
+    assert!(err.contains("no running kfsd was found"), "{err}");
 }
