@@ -21,7 +21,10 @@ pub(crate) fn check_snapshot(
             Error::NotFound => unknown(name),
             error => failed(error),
         })?;
-    let options = CheckOptions::default();
+    let options = CheckOptions {
+        is_snapshot: true,
+        ..CheckOptions::default()
+    };
     let mut tell = |at: check::Progress| watch(&progress(at));
     let report = check(Arc::new(device), &options, &mut tell).map_err(failed)?;
     let mut value = to_json(Path::new(""), &report);

@@ -62,6 +62,8 @@ pub struct CheckOptions {
     pub findings_max: usize,
     /// Bytes of memory for the replay of a journal.
     pub replay_bytes_max: u64,
+    /// The device shows a snapshot: the log in it is that of the volume as it goes on.
+    pub is_snapshot: bool,
 }
 
 impl Default for CheckOptions {
@@ -69,6 +71,7 @@ impl Default for CheckOptions {
         Self {
             findings_max: 1000,
             replay_bytes_max: 2 << 30,
+            is_snapshot: false,
         }
     }
 }
@@ -132,7 +135,7 @@ pub fn check(
             }
         }
     }
-    Checker::new(opened, findings, recovery, progress)?.run()
+    Checker::new(opened, findings, recovery, progress)?.run(options)
 }
 
 /// A check under way.
@@ -191,11 +194,13 @@ impl<'p> Checker<'p> {
         })
     }
 
-    fn run(mut self) -> Result<CheckReport> {
+    fn run(mut self, options: &CheckOptions) -> Result<CheckReport> {
         self.check_state();
         self.check_backups()?;
         self.check_groups();
-        self.check_journal()?;
+        if !options.is_snapshot {
+            self.check_journal()?;
+        }
         self.find_orphans()?;
         self.check_inodes()?;
         self.check_xattr_counts();
