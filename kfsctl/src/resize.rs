@@ -100,7 +100,8 @@ fn grow(executor: &mut Executor, size: Size, bar: &mut Bar) -> anyhow::Result<(u
     let (size_bytes, is_added) = match size {
         Size::Bytes(bytes) => (bytes, false),
         Size::Added(bytes) => (bytes, true),
-        Size::Largest | Size::Smallest => (0, false),
+        Size::Largest => (0, false),
+        Size::Smallest => unreachable!("only shrinking makes a volume as small as it can be"),
     };
     let mut request = Request::Resize {
         size_bytes,
@@ -121,7 +122,6 @@ fn grow(executor: &mut Executor, size: Size, bar: &mut Bar) -> anyhow::Result<(u
         if done < total
             && let Err(stop) = bar.step("growing", done, total)
         {
-            settle(executor, progress.size_bytes)?;
             let target = HumanBytes(progress.target_bytes);
             let goes_on = format!("`resize {}` goes on to {target}", progress.target_bytes);
             return Err(stop).with_context(|| stopped(progress.size_bytes, &goes_on));
@@ -132,24 +132,6 @@ fn grow(executor: &mut Executor, size: Size, bar: &mut Bar) -> anyhow::Result<(u
             is_added: false,
             cursor: next,
         };
-    }
-}
-
-/// Brings the backups of the superblock in line with the size that the volume has come to.
-fn settle(executor: &mut Executor, size_bytes: u64) -> anyhow::Result<()> {
-    let mut cursor = 0;
-    loop {
-        let value = executor.request(&Request::Resize {
-            size_bytes,
-            is_added: false,
-            cursor,
-        })?;
-        let progress: Progress =
-            serde_json::from_value(value).context("the answer cannot be read")?;
-        match progress.next {
-            Some(next) => cursor = next,
-            None => return Ok(()),
-        }
     }
 }
 

@@ -17,6 +17,8 @@ use kfs_tests::tree::picture;
 use kfs_tests::variables::seeds;
 use kfs_tests::workload::Workload;
 use kfs_tests::{check, e2fsprogs};
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -270,6 +272,43 @@ fn a_failing_device_leaves_some_size() {
                 "{name}: only {failures} of {what}s have failed"
             );
         }
+    }
+}
+
+/// What dumpe2fs says the number of blocks is, going by the superblock in block `superblock`.
+fn blocks_by(image: &Path, superblock: u32) -> u64 {
+    let output = Command::new("dumpe2fs")
+        .args(["-h", "-o", &format!("superblock={superblock}")])
+        .args(["-o", "blocksize=1024"])
+        .arg(image)
+        .output()
+        .expect("dumpe2fs is installed");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let count = text
+        .lines()
+        .find_map(|line| line.strip_prefix("Block count:"))
+        .and_then(|count| count.trim().parse().ok());
+    count.unwrap_or_else(|| panic!("no count of blocks in: {text}"))
+}
+
+#[test]
+fn backups_are_not_old_after_a_growth_that_nobody_goes_on_with() {
+    for (name, layout) in CUT {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = folder.path().join("image");
+        prepared(layout, 60 * MIB).write_to(&path).expect("writes");
+        // Groups have 1024 blocks, and the first with a backup is the second.
+        let backup = 1025;
+        let before = blocks_by(&path, backup);
+        let fs = open(Arc::new(FileDevice::open(&path).expect("opens"))).expect("opens");
+        let progress = fs.grow(60 * MIB, 0, Duration::ZERO).expect("grows");
+        assert!(progress.next.is_some(), "{name}: it has grown at once");
+        fs.close().expect("closes");
+        drop(fs);
+        let now = blocks_by(&path, 1);
+        assert!(now > before, "{name}: {now} blocks");
+        assert_eq!(blocks_by(&path, backup), now, "{name}: the backup is old");
+        e2fsprogs::check(&path).unwrap_or_else(|found| panic!("{name}: {found}"));
     }
 }
 

@@ -81,6 +81,7 @@ impl Filesystem {
                 return Ok(progress(Some(group.0 + 1)));
             }
         }
+        self.has_old_copies.store(false, Ordering::Relaxed);
         self.volume.journal.commit_all()?;
         Ok(progress(None))
     }
@@ -199,6 +200,7 @@ impl Filesystem {
 
     /// Brings in line what is kept in memory beside the allocator.
     fn settle_growth(&self, fixed: u64) {
+        self.has_old_copies.store(true, Ordering::Relaxed);
         self.overhead_blocks.fetch_add(fixed, Ordering::Relaxed);
         let reserved = self.volume.superblock().reserved_blocks_count();
         self.volume.allocator.set_privileged_blocks(reserved);

@@ -60,6 +60,9 @@ pub struct Filesystem {
     /// Blocks of fixed metadata, now and when the volume was opened.
     overhead_blocks: AtomicU64,
     overhead_before: u64,
+    /// Whether the volume has changed its size since the copies of superblock and descriptors were
+    /// written.
+    has_old_copies: AtomicBool,
     /// Whether the root directory has the snapshot store, which nobody is to see.
     hides_store: AtomicBool,
     /// The hidden directory, 0 where it is not known. No client is to name it.

@@ -92,6 +92,7 @@ impl Filesystem {
             errors_policy: options.errors.settle(superblock.s_errors.get()),
             overhead_blocks: AtomicU64::new(overhead_blocks(&geometry)),
             overhead_before: overhead_blocks(&geometry),
+            has_old_copies: AtomicBool::new(false),
             hides_store: AtomicBool::new(false),
             store_directory: AtomicU32::new(0),
             full_noted: AtomicI64::new(0),

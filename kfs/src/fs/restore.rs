@@ -29,8 +29,8 @@ use kfs_disk::BlockDevice;
 use std::collections::{BTreeSet, HashMap};
 use zerocopy::FromBytes;
 
-/// Blocks of the store that are made ready beyond those needed, at least: an attempt that is interrupted
-/// wastes the rest of a segment if it has committed something, and that is mostly more than it wastes.
+/// Blocks of the store that are made ready beyond those that one attempt needs, at least. An attempt that a
+/// crash ends has used some, and the next one begins in a new segment: what is left of the old is lost.
 const SPARE_BLOCKS: u32 = 1024;
 
 /// Blocks written back in one transaction.

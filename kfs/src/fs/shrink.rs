@@ -99,6 +99,7 @@ impl Filesystem {
     pub(crate) fn shrink_step(&self, target: u64) -> Result<()> {
         let geometry = &self.volume.geometry;
         let last = GroupNr(geometry.groups_count() - 1);
+        self.has_old_copies.store(true, Ordering::Relaxed);
         if geometry.group_first_block(last).0 < target {
             return self.shorten_last_group(target);
         }
@@ -114,6 +115,7 @@ impl Filesystem {
         for group in (0..self.volume.geometry.groups_count()).map(GroupNr) {
             self.refresh_copies(group)?;
         }
+        self.has_old_copies.store(false, Ordering::Relaxed);
         Ok(())
     }
 

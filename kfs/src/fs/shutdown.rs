@@ -66,12 +66,16 @@ impl Filesystem {
         }
         // An orphan that stays one is no reason not to commit what all others have done.
         let orphans = self.finish_all_orphans();
-        if self.volume.journal.is_aborted() {
-            let noted = self.mark_error();
-            return orphans.and(noted);
-        }
-        let finished = self.finish();
-        orphans.and(finished)
+        // A change of size may have been left half-way, by whom nobody waits for any more.
+        let copies = match self.has_old_copies.load(Ordering::Relaxed) {
+            true => self.refresh_all_copies(),
+            false => Ok(()),
+        };
+        let finished = match self.volume.journal.is_aborted() {
+            true => self.mark_error(),
+            false => self.finish(),
+        };
+        orphans.and(copies).and(finished)
     }
 
     /// Ends the journal, brings the superblock's counts up to date (between times they are old, as

@@ -477,12 +477,12 @@ impl Volume for Image {
         // A restore in progress comes to its end first.
         *self.service.lock() = Service::Ended;
         let filesystem = self.filesystem();
+        let before = filesystem.volume().read_only();
         filesystem.close()?;
-        match filesystem.volume().read_only() {
-            Some(ReadOnlyReason::Error) => {
-                Err("errors have ended changes to the volume: run e2fsck on the image".into())
-            }
-            _ => Ok(()),
+        let after = filesystem.volume().read_only();
+        if [before, after].contains(&Some(ReadOnlyReason::Error)) {
+            return Err("errors have ended changes to the volume: run e2fsck on the image".into());
         }
+        Ok(())
     }
 }
