@@ -20,6 +20,7 @@ use crate::bounds::{check_bounds, read_only_error, total_len};
 use crate::device::BlockDevice;
 use crate::holder;
 use crate::open_error::{Holder, OpenError};
+use crate::words::Bytes;
 
 /// Slices that one system call takes (Linux's `UIO_MAXIOV`).
 const MAX_SLICES: usize = 1024;
@@ -31,6 +32,17 @@ const MIN_HOLE: u64 = 64 * 1024;
 const IN_USE_PATIENCE: Duration = Duration::from_millis(200);
 
 static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
+
+/// Why a block device cannot hold what is wanted: nothing here makes one longer. It is inside of the
+/// [`io::Error`] of [`BlockDevice::grow`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the block device has {}, {} are needed", Bytes(*.found), Bytes(*.wanted))]
+pub struct DeviceTooShort {
+    /// Its size, in bytes.
+    pub found: u64,
+    /// The size it would need, in bytes.
+    pub wanted: u64,
+}
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Access {
@@ -355,10 +367,11 @@ impl BlockDevice for FileDevice {
             false => self.file.metadata()?.len(),
         };
         if found < size && self.is_block_device {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("the block device has {found} bytes"),
-            ));
+            let short = DeviceTooShort {
+                found,
+                wanted: size,
+            };
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, short));
         }
         if found < size {
             self.file.set_len(size)?;
@@ -465,6 +478,7 @@ fn open_error(
         Some(Errno::ACCESS | Errno::PERM) => OpenError::PermissionDenied {
             path: owned,
             write: access == Access::ReadWrite,
+            is_block_device: metadata.is_some_and(|known| known.file_type().is_block_device()),
         },
         Some(Errno::ROFS) => OpenError::ReadOnlyMedium { path: owned },
         Some(Errno::BUSY) => {
@@ -480,12 +494,19 @@ fn open_error(
 
 fn create_error(path: &Path, err: io::Error) -> OpenError {
     let owned = path.to_owned();
+    let parent = path.parent().filter(|parent| *parent != Path::new(""));
+    let directory = parent.unwrap_or(Path::new(".")).to_owned();
     match err.raw_os_error().map(Errno::from_raw_os_error) {
         Some(Errno::EXIST) => OpenError::AlreadyExists { path: owned },
-        Some(Errno::NOENT | Errno::NOTDIR) => {
-            OpenError::io(path, "create it; make its directory first", err)
-        }
-        _ => open_error(path, Access::ReadWrite, err, None),
+        Some(Errno::NOENT | Errno::NOTDIR) => OpenError::NoDirectory {
+            path: owned,
+            directory,
+        },
+        Some(Errno::ACCESS | Errno::PERM) => OpenError::CreationDenied {
+            path: owned,
+            directory,
+        },
+        _ => OpenError::io(path, "create it", err),
     }
 }
 

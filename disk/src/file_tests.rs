@@ -37,6 +37,7 @@ fn create_of_an_impossible_size_leaves_nothing() {
     let path = dir.path().join("huge.img");
     let err = FileDevice::create(&path, u64::MAX).unwrap_err();
     assert!(matches!(err, OpenError::TooLarge { .. }), "{err}");
+    assert!(err.to_string().contains("a file of 16.00 EiB"), "{err}");
     assert!(!path.exists());
 }
 
@@ -69,10 +70,7 @@ fn each_wrong_path_has_its_error() {
         "{err}"
     );
     let err = FileDevice::create(dir.path().join("none/disk.img"), 1).unwrap_err();
-    assert!(
-        err.to_string().contains("make its directory first"),
-        "{err}"
-    );
+    assert!(err.to_string().ends_with("none; make it first"), "{err}");
 }
 
 #[test]
@@ -85,6 +83,8 @@ fn no_permission_is_said() {
         // Root may open everything, so the mapping itself is what can be tested.
         let err = open_error(&path, Access::ReadWrite, Errno::ACCESS.into(), None);
         assert!(err.to_string().contains("open it read-only"), "{err}");
+        let err = create_error(&path, Errno::ACCESS.into());
+        assert!(err.to_string().contains("choose another place"), "{err}");
     } else {
         let err = FileDevice::open(&path).unwrap_err();
         assert!(
@@ -93,6 +93,14 @@ fn no_permission_is_said() {
         );
     }
     FileDevice::open_read_only(&path).unwrap();
+}
+
+#[test]
+fn an_error_leaves_its_cause_to_the_chain() {
+    let err = OpenError::io(Path::new("a"), "lock it", Errno::IO.into());
+    assert_eq!(err.to_string(), "a: cannot lock it");
+    let source = std::error::Error::source(&err).expect("the cause");
+    assert!(source.to_string().contains("os error 5"), "{source}");
 }
 
 #[test]

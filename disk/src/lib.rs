@@ -24,12 +24,14 @@ mod reflink;
 mod stats;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+mod words;
 
 pub use device::BlockDevice;
-pub use file::FileDevice;
+pub use file::{DeviceTooShort, FileDevice};
 pub use memory::MemoryDevice;
 pub use open_error::{Holder, OpenError};
 pub use range::RangeDevice;
 pub use read_only::ReadOnlyDevice;
 pub use reflink::reflink;
 pub use stats::{DeviceStats, StatsDevice};
+pub use words::{Bytes, Count};

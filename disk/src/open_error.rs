@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::words::Bytes;
 use thiserror::Error;
 
 /// Failure of opening or creating a [`FileDevice`](crate::FileDevice).
@@ -32,16 +33,38 @@ pub enum OpenError {
     },
     /// The caller may not open it this way.
     #[error(
-        "{}: no permission to open it for {}; run as its owner or change its mode{}",
+        "{}: no permission to open it for {}; {}",
         .path.display(),
         if *.write { "writing" } else { "reading" },
-        if *.write { ", or open it read-only" } else { "" }
+        permission_advice(*.write, *.is_block_device)
     )]
     PermissionDenied {
         /// The path that was asked for.
         path: PathBuf,
         /// Whether writing was asked for.
         write: bool,
+        /// Whether it is a block device.
+        is_block_device: bool,
+    },
+    /// A new image was to be created in a directory that does not exist.
+    #[error("{}: there is no directory {}; make it first", .path.display(), .directory.display())]
+    NoDirectory {
+        /// The path that was asked for.
+        path: PathBuf,
+        /// What is missing.
+        directory: PathBuf,
+    },
+    /// A new image was to be created where the caller may not.
+    #[error(
+        "{}: no permission to make a file in {}; choose another place, or run as its owner",
+        .path.display(),
+        .directory.display()
+    )]
+    CreationDenied {
+        /// The path that was asked for.
+        path: PathBuf,
+        /// Where it was to be.
+        directory: PathBuf,
     },
     /// The device or the file system that holds the image is read-only.
     #[error("{} is on a read-only medium; open it read-only", .path.display())]
@@ -65,8 +88,9 @@ pub enum OpenError {
     },
     /// The file system that holds the image cannot hold a file of that size.
     #[error(
-        "{}: a file of {size} bytes is too large for its file system; choose a smaller size",
-        .path.display()
+        "{}: a file of {} is too large for its file system; choose a smaller size",
+        .path.display(),
+        Bytes(*.size)
     )]
     TooLarge {
         /// The path that was asked for.
@@ -75,7 +99,7 @@ pub enum OpenError {
         size: u64,
     },
     /// Anything else the operating system said.
-    #[error("{}: cannot {action}: {source}", .path.display())]
+    #[error("{}: cannot {action}", .path.display())]
     Io {
         /// The path that was asked for.
         path: PathBuf,
@@ -102,12 +126,22 @@ impl OpenError {
             | OpenError::IsDirectory { path }
             | OpenError::NotADevice { path, .. }
             | OpenError::PermissionDenied { path, .. }
+            | OpenError::NoDirectory { path, .. }
+            | OpenError::CreationDenied { path, .. }
             | OpenError::ReadOnlyMedium { path }
             | OpenError::InUse { path, .. }
             | OpenError::AlreadyExists { path }
             | OpenError::TooLarge { path, .. }
             | OpenError::Io { path, .. } => path,
         }
+    }
+}
+
+fn permission_advice(write: bool, is_block_device: bool) -> &'static str {
+    match (is_block_device, write) {
+        (true, _) => "run as root, or as a member of the device's group (disk, as a rule)",
+        (false, true) => "run as its owner or change its mode, or open it read-only",
+        (false, false) => "run as its owner or change its mode",
     }
 }
 

@@ -92,6 +92,12 @@ fn reads_and_writes_a_block_device() {
     }
     assert!(device.write_at((16 << 20) - 1, b"xy").is_err());
     assert!(device.resize(1 << 20).is_err());
+    device.grow(16 << 20).unwrap();
+    let err = device.grow(17 << 20).unwrap_err();
+    assert_eq!(
+        err.to_string(),
+        "the block device has 16.00 MiB, 17.00 MiB are needed"
+    );
 
     let Holder::Process { pid, .. } = holder(FileDevice::open(&attached.device)) else {
         panic!("the holder is this process");

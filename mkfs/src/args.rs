@@ -169,6 +169,11 @@ impl Args {
 }
 
 impl Args {
+    /// Whether the user gave a size.
+    pub(crate) fn sets_size(&self) -> bool {
+        self.size.is_some()
+    }
+
     /// Whether the user decided about lazy inode tables.
     pub(crate) fn sets_lazy_inode_tables(&self) -> bool {
         self.extended

@@ -1,5 +1,6 @@
 //! What can keep a file system from being made.
 
+use kfs_disk::Bytes;
 use std::io;
 use std::path::PathBuf;
 
@@ -28,7 +29,7 @@ pub enum Error {
         rule: &'static str,
     },
     /// An `-O` name that mkfs does not write.
-    #[error("mkfs cannot make file systems {with} the feature '{name}'")]
+    #[error("no file system {with} the feature '{name}' can be made here")]
     Feature {
         /// "with" or "without".
         with: &'static str,
@@ -36,23 +37,25 @@ pub enum Error {
         name: String,
     },
     /// A name after `-E` or `-J` that mkfs does not know.
-    #[error("unknown option '{name}' after {letter}")]
+    #[error("unknown option '{name}'")]
     ExtendedOption {
-        /// `-E` or `-J`.
-        letter: &'static str,
         /// The name.
         name: String,
     },
     /// The device has fewer blocks than asked for.
-    #[error("the device has {have} bytes, the file system would need {need}")]
+    #[error("the device has {}, the file system would need {}", Bytes(*.have), Bytes(*.need))]
     DeviceTooSmall {
-        /// Size of the device.
+        /// Size of the device, in bytes.
         have: u64,
-        /// Size of the file system.
+        /// Size of the file system, in bytes.
         need: u64,
     },
     /// The size leaves no room for metadata.
-    #[error("{size_bytes} bytes are too few for a file system with blocks of {block_size} bytes")]
+    #[error(
+        "{} is too small for a file system with blocks of {}",
+        Bytes(*.size_bytes),
+        Bytes((*.block_size).into())
+    )]
     TooSmall {
         /// Size of the file system.
         size_bytes: u64,
@@ -74,10 +77,15 @@ pub enum Error {
         inodes: u64,
     },
     /// The journal does not fit.
-    #[error("a journal of {blocks} blocks does not fit: it may have {min} to {max} blocks here")]
+    #[error(
+        "a journal of {} does not fit: it may have {} to {} here",
+        Bytes(*.bytes),
+        Bytes(*.min),
+        Bytes(*.max)
+    )]
     Journal {
-        /// Blocks asked for.
-        blocks: u64,
+        /// Bytes asked for.
+        bytes: u64,
         /// Fewest.
         min: u64,
         /// Most.
@@ -116,6 +124,25 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether what was asked for can never be, whatever it is to be made on.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Size { .. }
+            | Self::Value { .. }
+            | Self::Feature { .. }
+            | Self::ExtendedOption { .. }
+            | Self::TooManyInodes { .. }
+            | Self::Journal { .. }
+            | Self::Invalid(_) => true,
+            Self::DeviceTooSmall { .. }
+            | Self::TooSmall { .. }
+            | Self::TooManyBlocks { .. }
+            | Self::Io { .. }
+            | Self::Engine { .. }
+            | Self::Source { .. } => false,
+        }
+    }
+
     /// [`Error::Value`] with anything that can be shown.
     pub(crate) fn value(
         what: &'static str,

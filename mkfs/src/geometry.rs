@@ -145,9 +145,9 @@ fn journal_blocks_for(options: &Options, blocks: u64, block_size: u32) -> Result
     let (min, max) = (1024, JOURNAL_MAX.min(blocks / 2));
     if wanted < min || wanted > max {
         return Err(Error::Journal {
-            blocks: wanted,
-            min,
-            max,
+            bytes,
+            min: min * u64::from(block_size),
+            max: max * u64::from(block_size),
         });
     }
     Ok(wanted)

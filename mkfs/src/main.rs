@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use args::Args;
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use kfs_disk::{BlockDevice, FileDevice};
+use kfs_disk::{BlockDevice, Bytes, Count, FileDevice};
 use mkfs::{Content, Options, Progress, Report};
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::Path;
@@ -16,19 +16,42 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
+/// Exit status for a wrong command line, as clap has it.
+const EXIT_USAGE: u8 = 2;
+
 fn main() -> ExitCode {
     env_logger::init();
-    match run(&Args::parse()) {
+    let args = Args::parse();
+    let failed = |error: &anyhow::Error| eprintln!("mkfs: {error:#}");
+    let options = match args.options() {
+        Ok(options) => options,
+        Err(error) => {
+            failed(&error);
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    match run(&args, options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("mkfs: {error:#}");
-            ExitCode::FAILURE
+            failed(&error);
+            match is_usage(&error, &args) {
+                true => ExitCode::from(EXIT_USAGE),
+                false => ExitCode::FAILURE,
+            }
         }
     }
 }
 
-fn run(args: &Args) -> Result<()> {
-    let mut options = args.options()?;
+/// Whether what the command line asks for can never be.
+fn is_usage(error: &anyhow::Error, args: &Args) -> bool {
+    match error.downcast_ref::<mkfs::Error>() {
+        // The size is the device's own, unless it was given.
+        Some(mkfs::Error::TooSmall { .. } | mkfs::Error::TooManyBlocks { .. }) => args.sets_size(),
+        error => error.is_some_and(mkfs::Error::is_usage),
+    }
+}
+
+fn run(args: &Args, mut options: Options) -> Result<()> {
     let start = Instant::now();
     if let Some(source) = &args.source {
         // Before anything is overwritten.
@@ -50,14 +73,14 @@ fn run(args: &Args) -> Result<()> {
     let (report, filled) = result?;
     let mut text = format!("Created file system with {report}");
     if let Some(filled) = filled {
-        let size = indicatif::HumanBytes(filled.bytes);
-        text += &format!("Filled with {} files and {size} of data\n", filled.files);
+        let (files, size) = (Count(filled.files, "file"), Bytes(filled.bytes));
+        text += &format!("Filled with {files} and {size} of data\n");
     }
     if args.verbose {
         text += &format!(
-            "Features: {}\nWritten: {} KiB in {} ms\n",
+            "Features: {}\nWritten: {} in {} ms\n",
             report.features.join(" "),
-            report.bytes_written / 1024,
+            Bytes(report.bytes_written),
             start.elapsed().as_millis()
         );
     }
@@ -78,7 +101,7 @@ fn make(
     let bar = progress_bar(args, source)?;
     let mut show = |progress: Progress| {
         bar.set_position(progress.bytes);
-        bar.set_message(format!("{} files", progress.files));
+        bar.set_message(Count(progress.files, "file").to_string());
     };
     let filled = mkfs::populate(device, source, &mut show)?;
     bar.finish_and_clear();
@@ -125,7 +148,7 @@ fn open(args: &Args, options: &mut Options) -> Result<Target> {
     if !path.exists() {
         let Some(size) = options.size_bytes else {
             bail!(
-                "{} does not exist; give a size to create it",
+                "{} does not exist; give a size to create it, such as 10G",
                 path.display()
             );
         };

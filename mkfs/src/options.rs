@@ -200,7 +200,7 @@ impl Options {
             "root_owner" => self.root_owner = parse_owner(value)?,
             _ => {
                 let name = name.to_string();
-                return Err(Error::ExtendedOption { letter: "-E", name });
+                return Err(Error::ExtendedOption { name });
             }
         }
         Ok(())
@@ -216,7 +216,7 @@ impl Options {
                 Some(("size", value)) => self.journal_bytes = Some(parse_size(value, 1 << 20)?),
                 _ => {
                     let name = item.to_string();
-                    return Err(Error::ExtendedOption { letter: "-J", name });
+                    return Err(Error::ExtendedOption { name });
                 }
             }
         }

@@ -3,6 +3,7 @@
 use crate::plan::Plan;
 use kfs::BlockNr;
 use kfs::layout::features;
+use kfs_disk::Bytes;
 use std::fmt;
 
 /// A file system that was made, or would be.
@@ -68,7 +69,10 @@ impl fmt::Display for Report {
         }
         match self.journal_blocks {
             0 => writeln!(f, "No journal")?,
-            blocks => writeln!(f, "Journal: {blocks} blocks")?,
+            blocks => {
+                let size = Bytes(blocks * u64::from(self.block_size));
+                writeln!(f, "Journal: {blocks} blocks, {size}")?;
+            }
         }
         if !self.backups.is_empty() {
             let backups: Vec<String> = self.backups.iter().map(BlockNr::to_string).collect();

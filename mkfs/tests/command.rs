@@ -59,19 +59,72 @@ fn bad_input_is_named() {
     let cases: [(&[&str], &[&str], &str); 9] = [
         (&[], &[], "give a size"),
         (&[], &["12X"], "'12X' is not a size"),
-        (&[], &["10K"], "too few"),
+        (&[], &["10K"], "10.00 KiB is too small"),
         (&["-b", "512"], &["64M"], "block size 512"),
         (&["-O", "bigalloc"], &["64M"], "'bigalloc'"),
-        (&["-E", "resize=1T"], &["64M"], "'resize' after -E"),
-        (&["-J", "size=999"], &["64M"], "journal of 1022976 blocks"),
+        (
+            &["-E", "resize=1T"],
+            &["64M"],
+            "-E: unknown option 'resize'",
+        ),
+        (
+            &["-J", "size=999"],
+            &["64M"],
+            "a journal of 999.00 MiB does not fit: it may have 1.00 MiB to 32.00 MiB",
+        ),
         (&["-L", "a label that is much too long"], &["64M"], "label"),
         (&["-N", "99999999"], &["64M"], "99999999 inodes"),
     ];
     for (before, after, expected) in cases {
-        let text = stderr(&mkfs(before, &image, after));
+        let output = mkfs(before, &image, after);
+        let text = stderr(&output);
         assert!(text.contains(expected), "{text}");
+        // Without a size the command line is right where the file is there.
+        let status = if after.is_empty() { 1 } else { 2 };
+        assert_eq!(output.status.code(), Some(status), "{text}");
         assert!(!image.exists(), "{expected}");
     }
+}
+
+#[test]
+fn what_fails_is_no_wrong_usage() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    std::fs::write(path("tiny"), "x").unwrap();
+    std::fs::create_dir(path("from")).unwrap();
+    std::fs::write(path("from/large"), vec![1; 3 << 20]).unwrap();
+    let from = path("from");
+    let from = ["-d", from.to_str().unwrap()];
+    let cases: [(&[&str], &str, &[&str], &str); 4] = [
+        (&[], "tiny", &[], "too small"),
+        (&["-d", "/no/such"], "a", &["64M"], "-d /no/such"),
+        (&[], "no/a", &["64M"], "make it first"),
+        (&from, "a", &["2M"], "no space left"),
+    ];
+    for (before, image, after, expected) in cases {
+        let output = mkfs(before, &path(image), after);
+        let text = stderr(&output);
+        assert!(text.contains(expected), "{text}");
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        let causes: Vec<&str> = text.trim_end().split(": ").collect();
+        let once = |cause: &&str| causes.iter().filter(|one| *one == cause).count() == 1;
+        assert!(causes.iter().all(once), "said twice: {text}");
+    }
+}
+
+#[test]
+fn one_file_is_no_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = dir.path().join("from");
+    std::fs::create_dir(&from).unwrap();
+    std::fs::write(from.join("a"), "x").unwrap();
+    let from = ["-d", from.to_str().unwrap()];
+    let output = mkfs(&from, &dir.path().join("disk.img"), &["8M"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        text.contains("Filled with 1 file and 1 B of data"),
+        "{text}"
+    );
 }
 
 #[test]
