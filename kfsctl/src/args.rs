@@ -3,12 +3,16 @@
 use crate::commands::defrag::DefragArgs;
 use crate::commands::fragmap::FragmapArgs;
 use clap::{Args, Parser, Subcommand};
+use kfs::snapshot::{COMMENT_MAX, NAME_MAX};
 use kfsctl::keep::Keep;
 use std::path::PathBuf;
 
+const EXIT_STATUS: &str = "Exit status: 0 if it worked, 1 if not, 2 for a wrong command line, 130 after Ctrl-C; \
+                           `check` has its own.";
+
 /// Looks at and steers a running kfsd, or looks at an image that nobody serves.
 #[derive(Debug, Parser)]
-#[command(name = "kfsctl", version)]
+#[command(name = "kfsctl", version, after_help = EXIT_STATUS)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) target: Target,
@@ -102,7 +106,7 @@ pub(crate) enum Command {
     /// All changes are in the image, which is that of a closed volume; new ones wait for `thaw`, or
     /// until the time is over.
     Freeze {
-        /// After how long it goes on by itself, with a unit: 90s, 5m
+        /// After how long it goes on by itself: 30s, 5min, 1h; a day at the most
         #[arg(long, value_name = "TIME", default_value = "60s", value_parser = crate::daemon::parse_seconds)]
         timeout: u64,
     },
@@ -139,13 +143,15 @@ pub(crate) enum SnapshotCommand {
     /// Take a snapshot of a volume, which goes on being used
     Create {
         /// Its name; the time (UTC) where none is given
+        #[arg(value_parser = parse_name)]
         name: Option<String>,
         /// What to remember of it
         #[arg(
             short = 'm',
             long = "message",
             value_name = "COMMENT",
-            default_value = ""
+            default_value = "",
+            value_parser = parse_comment
         )]
         comment: String,
     },
@@ -192,4 +198,62 @@ pub(crate) enum SnapshotCommand {
         #[arg(value_name = "NEW_IMAGE")]
         new_image: PathBuf,
     },
+}
+
+/// A name for a new snapshot.
+fn parse_name(name: &str) -> Result<String, String> {
+    if name.is_empty() || name == "." || name == ".." {
+        return Err("a name is not empty, and neither . nor ..".into());
+    }
+    if name.contains('/') || name.chars().any(char::is_control) {
+        return Err("a name has no slashes and no control characters".into());
+    }
+    if name.len() > NAME_MAX {
+        return Err(format!("a name has at most {NAME_MAX} bytes"));
+    }
+    Ok(name.into())
+}
+
+/// What is to be remembered of a new snapshot.
+fn parse_comment(comment: &str) -> Result<String, String> {
+    match comment.len() <= COMMENT_MAX {
+        true => Ok(comment.into()),
+        false => Err(format!("a comment has at most {COMMENT_MAX} bytes")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_looked_at() {
+        for name in ["a", "before upgrade", "2026-11-21", "...", "\u{e4}"] {
+            assert_eq!(parse_name(name).as_deref(), Ok(name));
+        }
+        let long = "x".repeat(NAME_MAX + 1);
+        for name in ["", ".", "..", "a/b", "a\nb", "\u{1b}[2J", &long] {
+            assert!(parse_name(name).is_err(), "{name:?}");
+        }
+        assert!(parse_comment(&"x".repeat(COMMENT_MAX)).is_ok());
+        assert!(parse_comment(&"x".repeat(COMMENT_MAX + 1)).is_err());
+    }
+
+    #[test]
+    fn a_wrong_command_line_ends_with_2() {
+        use clap::Parser;
+        for line in [
+            "snapshot create a/b",
+            "freeze --timeout soon",
+            "resize 5Q",
+            "defrag --rate 1",
+            "fragmap -o map.gif",
+            "snapshot delete --keep x=1",
+            "dance",
+        ] {
+            let words = ["kfsctl"].into_iter().chain(line.split(' '));
+            let error = Cli::try_parse_from(words).expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
 }

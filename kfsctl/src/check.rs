@@ -5,7 +5,7 @@ use crate::bar::Bar;
 use crate::target::Executor;
 use anyhow::Context;
 use kfs::check::{self, CheckOptions, CheckReport, Severity, Verdict, check};
-use kfs_disk::{FileDevice, OpenError};
+use kfs_disk::{Bytes, Count, FileDevice, OpenError};
 use kfsctl::Request;
 use kfsctl::report::{progress, to_json};
 use serde_json::Value;
@@ -102,7 +102,7 @@ fn served_to_text(snapshot: Option<&str>, value: &Value) -> String {
         number(&totals["inodes"]),
         number(&totals["blocks_used"]),
         number(&totals["blocks"]),
-        number(&totals["block_size_bytes"]),
+        Bytes(number(&totals["block_size_bytes"])),
     );
     let verdict = match (value["verdict"].as_str(), number(&value["errors"])) {
         (Some("clean"), _) => "clean".to_owned(),
@@ -110,8 +110,7 @@ fn served_to_text(snapshot: Option<&str>, value: &Value) -> String {
             "no errors; some deleted files are in use still".into()
         }
         (Some("needs-recovery"), _) => "no errors; orphans are finished when it is restored".into(),
-        (_, 1) => "damaged: 1 error".into(),
-        (_, errors) => format!("damaged: {errors} errors"),
+        (_, errors) => format!("damaged: {}", Count(errors, "error")),
     };
     let _ = match snapshot {
         Some(name) => writeln!(text, "snapshot '{}': {verdict}", name.escape_debug()),
@@ -136,16 +135,16 @@ fn to_text(path: &Path, report: &CheckReport) -> String {
     if report.is_complete {
         let _ = writeln!(
             text,
-            "{}/{} inodes, {}/{} blocks of {}; {} files, {} directories, {} symbolic links, {} others; {} in more than one piece",
+            "{}/{} inodes, {}/{} blocks of {}; {}, {}, {}, {}; {} in more than one piece",
             totals.inodes_used,
             totals.inodes,
             totals.blocks_used,
             totals.blocks,
-            totals.block_size,
-            totals.files,
-            totals.directories,
-            totals.symlinks,
-            totals.special,
+            Bytes(totals.block_size.into()),
+            Count(totals.files, "file"),
+            Count(totals.directories, "directory"),
+            Count(totals.symlinks, "symbolic link"),
+            Count(totals.special, "other"),
             totals.fragmented,
         );
     }
@@ -159,18 +158,21 @@ fn outcome(report: &CheckReport) -> String {
         Verdict::Broken if !report.is_complete => {
             "damaged; the rest could not be checked".to_string()
         }
-        Verdict::Broken if report.errors == 1 => "damaged: 1 error".to_string(),
-        Verdict::Broken => format!("damaged: {} errors", report.errors),
+        Verdict::Broken => format!("damaged: {}", Count(report.errors, "error")),
         Verdict::NeedsRecovery => {
             let mut due = Vec::new();
             if let Some(replay) = report.recovery.journal {
-                due.push(format!(
-                    "its journal ({} transactions) is replayed",
-                    replay.transactions
-                ));
+                let transactions = Count(replay.transactions.into(), "transaction");
+                due.push(format!("its journal ({transactions}) is replayed"));
             }
             if report.recovery.orphans > 0 {
-                due.push(format!("{} orphans are finished", report.recovery.orphans));
+                let verb = if report.recovery.orphans == 1 {
+                    "is"
+                } else {
+                    "are"
+                };
+                let orphans = Count(report.recovery.orphans, "orphan");
+                due.push(format!("{orphans} {verb} finished"));
             }
             let due = due.join(" and ");
             format!("no errors; needs recovery: {due} when it is opened next")

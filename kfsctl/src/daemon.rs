@@ -2,25 +2,29 @@
 
 use crate::args::{SetCommand, Target};
 use crate::image::{ImageStatus, status};
+use kfs_disk::Count;
+use kfsctl::duration::parse_duration;
+use kfsctl::freeze::SECONDS_MAX;
 use kfsctl::{Client, Request};
 use serde_json::Value;
 
-/// Connects to the kfsd that the command line means.
-pub(crate) fn connect(target: &Target) -> anyhow::Result<Client> {
+/// Connects to the kfsd that the command line means. `idle` is what there is to say of an image that nobody
+/// serves.
+pub(crate) fn connect(target: &Target, idle: &str) -> anyhow::Result<Client> {
     Ok(match (&target.socket, &target.image) {
         (Some(path), _) => Client::connect(path)?,
         (None, Some(path)) => match status(path)? {
             ImageStatus::ServedBy(socket) => Client::connect(&socket)?,
             ImageStatus::Idle(_) => {
-                anyhow::bail!("no kfsd serves {}: nothing changes it", path.display())
+                anyhow::bail!("no kfsd serves {}: {idle}", path.display())
             }
         },
         (None, None) => Client::find()?,
     })
 }
 
-fn ask(target: &Target, request: &Request) -> anyhow::Result<Value> {
-    let mut client = connect(target)?;
+fn ask(target: &Target, idle: &str, request: &Request) -> anyhow::Result<Value> {
+    let mut client = connect(target, idle)?;
     client.be_patient();
     Ok(client.request(request)?)
 }
@@ -30,25 +34,30 @@ pub(crate) fn freeze(target: &Target, seconds: u64, as_json: bool) -> anyhow::Re
     let request = Request::Freeze {
         timeout_seconds: seconds,
     };
-    let value = ask(target, &request)?;
+    let idle = "nothing changes it, and it can be copied as it is";
+    let value = ask(target, idle, &request)?;
     if as_json {
         return crate::print(&format!("{value}\n"));
     }
     crate::print(&format!(
-        "frozen; goes on with `kfsctl thaw`, or in {seconds} seconds\n"
+        "frozen; goes on with `kfsctl thaw`, or in {}\n",
+        Count(seconds, "second")
     ))
 }
 
 /// Ends a freeze.
 pub(crate) fn thaw(target: &Target, as_json: bool) -> anyhow::Result<()> {
-    silent(&ask(target, &Request::Thaw {})?, as_json)
+    let idle = "there is nothing to thaw";
+    silent(&ask(target, idle, &Request::Thaw {})?, as_json)
 }
 
 /// Changes a setting.
 pub(crate) fn set(target: &Target, command: &SetCommand, as_json: bool) -> anyhow::Result<()> {
     let SetCommand::LogLevel { level } = command;
     let level = level.clone();
-    silent(&ask(target, &Request::SetLogLevel { level })?, as_json)
+    let idle = "there is nobody whose log it could be";
+    let value = ask(target, idle, &Request::SetLogLevel { level })?;
+    silent(&value, as_json)
 }
 
 /// A success that needs no words.
@@ -59,12 +68,24 @@ fn silent(value: &Value, as_json: bool) -> anyhow::Result<()> {
     }
 }
 
-/// A time in whole seconds with a unit.
+/// The time that a freeze may last.
 pub(crate) fn parse_seconds(text: &str) -> Result<u64, String> {
-    let duration: jiff::SignedDuration = text.parse().map_err(|error| format!("{error}"))?;
-    let seconds = u64::try_from(duration.as_secs()).unwrap_or(0);
-    if seconds == 0 {
-        return Err("at least one second".into());
+    match parse_duration(text)?.as_secs() {
+        seconds if seconds <= SECONDS_MAX => Ok(seconds),
+        _ => Err(format!("'{text}' is too long: a day (24h) is the most")),
     }
-    Ok(seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_freeze_lasts_a_second_to_a_day() {
+        assert_eq!(parse_seconds("90s"), Ok(90));
+        assert_eq!(parse_seconds("24h"), Ok(SECONDS_MAX));
+        for text in ["0s", "25h", "30", "soon"] {
+            assert!(parse_seconds(text).is_err(), "{text}");
+        }
+    }
 }

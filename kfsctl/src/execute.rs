@@ -4,9 +4,12 @@ use crate::execute_layout as layout;
 use crate::progress::{Watch, stage};
 use crate::protocol::{ErrorCode, Request, RequestError};
 use crate::report;
+use crate::restored::Wanted;
 use crate::snapshot::{DiffEntry, RestoreInfo, SnapshotInfo, VersionInfo};
 use kfs::{ChangeKind, Error, ExportError, FileVersion, Filesystem, SnapshotRecord, SnapshotUsage};
+use kfs_disk::Count;
 use serde_json::{Value, json};
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -178,12 +181,13 @@ pub fn delete_each(
     let due = known
         .iter()
         .filter(|snapshot| names.contains(&snapshot.name));
-    let total = due.clone().count() as u64 * DELETION_STEPS;
+    let count = due.clone().count() as u64;
+    let total = count * DELETION_STEPS;
     let mut tell = stage(watch, "deleting");
     for (snapshot, before) in due.zip((0..).step_by(DELETION_STEPS as usize)) {
         if tell(before, total).is_break() {
             let deleted = before / DELETION_STEPS;
-            let text = format!("stopped: {deleted} of the snapshots are deleted");
+            let text = format!("stopped: {deleted} of {} deleted", Count(count, "snapshot"));
             return Err(RequestError::new(ErrorCode::Cancelled, text, ""));
         }
         delete(snapshot, &mut |done, of| {
@@ -270,8 +274,20 @@ fn not_made(path: &Path, error: &ExportError) -> RequestError {
         let text = format!("stopped: {} is removed again", path.display());
         return RequestError::new(ErrorCode::Cancelled, text, "");
     }
-    let text = format!("{}: {}", path.display(), chain(error));
-    RequestError::new(ErrorCode::Failed, text, "")
+    let (text, hint) = match error {
+        ExportError::Target(source) if source.kind() == ErrorKind::AlreadyExists => (
+            format!("{} exists already", path.display()),
+            "remove it or choose another name",
+        ),
+        ExportError::Target(source) if source.kind() == ErrorKind::NotFound => {
+            let directory = path.parent().unwrap_or(Path::new("/"));
+            let directory = directory.display();
+            let text = format!("{}: there is no directory {directory}", path.display());
+            (text, "make it first")
+        }
+        error => (format!("{}: {}", path.display(), chain(error)), ""),
+    };
+    RequestError::new(ErrorCode::Failed, text, hint)
 }
 
 /// A clone that shares blocks, or a copy where the host cannot do that.
@@ -334,13 +350,14 @@ fn restore(
     let restored = fs
         .restore_path(&view, path.as_bytes(), target.as_bytes(), &mut tell)
         .map_err(|error| {
-            if let Error::Interrupted = error {
-                let text = format!("stopped: a part of {target} is restored, file by file");
-                let hint = "the same command goes on";
-                return RequestError::new(ErrorCode::Cancelled, text, hint);
-            }
-            let text = format!("restoring {path} to {target}: {}", chain(&error));
-            RequestError::new(ErrorCode::Failed, text, "")
+            let wanted = Wanted {
+                snapshot,
+                view: &view,
+                fs,
+                path,
+                target,
+            };
+            wanted.explain(&error)
         })?;
     fs.sync().map_err(failed)?;
     Ok(json!(RestoreInfo {
@@ -372,7 +389,9 @@ pub fn begin_restore(fs: &Arc<Filesystem>, snapshot: &str) -> Result<String, Req
     Ok(undo)
 }
 
-pub(crate) fn unknown(name: &str) -> RequestError {
+/// There is no such snapshot.
+#[must_use]
+pub fn unknown(name: &str) -> RequestError {
     RequestError::new(
         ErrorCode::InvalidArgument,
         format!("there is no snapshot '{name}'"),

@@ -8,7 +8,8 @@ use crate::execute::failed;
 use crate::fragmap::{Cell, ExtentInfo, FileMapInfo, VolumeMapInfo};
 use crate::protocol::{ErrorCode, RequestError};
 use kfs::{
-    Defrag, DefragOptions, Error, FileLayout, Filesystem, InodeNr, LogicalBlock, Survey, TreeCursor,
+    Defrag, DefragOptions, Error, FileLayout, FileType, Filesystem, InodeNr, LogicalBlock, Survey,
+    TreeCursor,
 };
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -46,6 +47,34 @@ fn about(path: &str, error: Error) -> RequestError {
     RequestError::new(code, text, "a path is one in the volume, from its root")
 }
 
+/// Refuses what has no data that lies anywhere.
+fn refuse_special(fs: &Arc<Filesystem>, path: &str) -> Result<(), RequestError> {
+    // What is not there is told by whoever needs it.
+    let Ok(inode) = kfs::resolve(fs, path.as_bytes()) else {
+        return Ok(());
+    };
+    let what = match FileType::from_mode(inode.mode()) {
+        FileType::Unknown | FileType::Regular | FileType::Directory => return Ok(()),
+        FileType::CharDevice => "a character device",
+        FileType::BlockDevice => "a block device",
+        FileType::Fifo => "a FIFO",
+        FileType::Socket => "a socket",
+        FileType::Symlink => "a symbolic link",
+    };
+    let hint = match fs.read_link(&inode) {
+        Ok(target) => {
+            let target = String::from_utf8_lossy(&target);
+            format!("give the path that it leads to ({})", target.escape_debug())
+        }
+        Err(_) => "give a file or a directory".into(),
+    };
+    Err(RequestError::new(
+        ErrorCode::InvalidArgument,
+        format!("{path} is {what}, which has no data that lies anywhere"),
+        hint,
+    ))
+}
+
 /// Walks over files, for a while.
 pub(crate) fn survey(
     fs: &Arc<Filesystem>,
@@ -73,6 +102,7 @@ pub(crate) fn survey(
         }
         None => {
             let path = path.unwrap_or("/");
+            refuse_special(fs, path)?;
             fs.survey(path.as_bytes(), moves_kept, until)
                 .map_err(|error| about(path, error))?
         }
@@ -174,7 +204,10 @@ pub(crate) fn fragmap(
     from: u32,
 ) -> Result<Value, RequestError> {
     match path {
-        Some(path) => file_map(fs, path, from).map_err(|error| about(path, error)),
+        Some(path) => {
+            refuse_special(fs, path)?;
+            file_map(fs, path, from).map_err(|error| about(path, error))
+        }
         None => volume_map(fs, cells.unwrap_or(CELLS)).map_err(failed),
     }
 }

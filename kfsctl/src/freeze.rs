@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// The longest that a volume can be frozen.
-const SECONDS_MAX: u64 = 86_400;
+pub const SECONDS_MAX: u64 = 86_400;
 
 pub(crate) fn freeze(fs: &Arc<Filesystem>, seconds: u64) -> Result<Value, RequestError> {
     if !(1..=SECONDS_MAX).contains(&seconds) {

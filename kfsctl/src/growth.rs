@@ -2,7 +2,8 @@
 
 use crate::execute::failed;
 use crate::protocol::{ErrorCode, RequestError};
-use kfs::{BlockNr, Filesystem};
+use kfs::{BlockNr, Error, Filesystem};
+use kfs_disk::DeviceTooShort;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,11 +30,28 @@ pub(crate) fn grow(
             "",
         )
     })?;
-    let progress = fs.grow(size, cursor, SLICE).map_err(failed)?;
+    let progress = fs.grow(size, cursor, SLICE).map_err(explain)?;
     Ok(json!({
         "before_bytes": before,
         "size_bytes": progress.size_bytes,
         "target_bytes": progress.target_bytes,
         "next": progress.next,
     }))
+}
+
+/// A block device that is too short is not made longer here, but by whoever made it.
+fn explain(error: Error) -> RequestError {
+    let short = match &error {
+        Error::Device { source, .. } => source.get_ref(),
+        _ => None,
+    };
+    match short.and_then(|inner| inner.downcast_ref::<DeviceTooShort>()) {
+        Some(short) => RequestError::new(
+            ErrorCode::Failed,
+            short.to_string(),
+            "make the device larger first (a logical volume with lvextend, a loop device with losetup -c), \
+             see that with `blockdev --getsize64 DEVICE`, then `resize max` takes all of it",
+        ),
+        None => failed(error),
+    }
 }

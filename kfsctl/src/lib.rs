@@ -8,12 +8,14 @@
 pub mod client;
 pub mod defrag;
 #[cfg(feature = "volume")]
+pub mod duration;
+#[cfg(feature = "volume")]
 pub mod execute;
 #[cfg(feature = "volume")]
 mod execute_layout;
 pub mod fragmap;
 #[cfg(feature = "volume")]
-mod freeze;
+pub mod freeze;
 #[cfg(feature = "volume")]
 mod growth;
 pub mod keep;
@@ -22,6 +24,8 @@ pub mod progress;
 pub mod protocol;
 #[cfg(feature = "volume")]
 pub mod report;
+#[cfg(feature = "volume")]
+mod restored;
 pub mod snapshot;
 pub mod status;
 

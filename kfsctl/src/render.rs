@@ -1,6 +1,7 @@
 //! The status as people read it.
 
 use indicatif::{HumanBytes, HumanCount, HumanDuration};
+use kfs_disk::Count;
 use kfsctl::Status;
 use kfsctl::status::{
     Cache, Features, Journal, OperationStatus, SessionStatus, Source, TransportKind, VolumeState,
@@ -59,6 +60,10 @@ fn volume(page: &mut Page, volume: &VolumeStatus) {
         text.push(')');
     }
     page.line(label, text);
+    if let Some(name) = &volume.snapshot {
+        let text = format!("'{}' is served, in place of the volume", safe(name));
+        page.line("snapshot", text);
+    }
     if let Some(state) = volume.state {
         let text = match state {
             VolumeState::Clean => "clean",
@@ -81,7 +86,7 @@ fn volume(page: &mut Page, volume: &VolumeStatus) {
     }
     room(page, volume);
     if let Some(count) = volume.inodes_in_memory {
-        page.line("in memory", format!("{} inodes", HumanCount(count)));
+        page.line("in memory", Count(count, "inode"));
     }
     if let Some(features) = &volume.features {
         page.line("features", feature_names(features));
@@ -90,13 +95,17 @@ fn volume(page: &mut Page, volume: &VolumeStatus) {
         page.line("journal", journal_text(journal));
     }
     if let Some(seconds) = volume.frozen_for_seconds {
-        page.line("frozen", format!("for {seconds:.0} seconds more"));
+        let seconds = Count(seconds.round() as u64, "second");
+        page.line("frozen", format!("for {seconds} more"));
     }
     if let Some(snapshots) = volume.snapshots.filter(|all| all.count > 0) {
         let bytes = HumanBytes(snapshots.pinned_bytes);
         page.line(
             "snapshots",
-            format!("{}, which keep {bytes}", snapshots.count),
+            match snapshots.count {
+                1 => format!("1, which keeps {bytes}"),
+                count => format!("{count}, which keep {bytes}"),
+            },
         );
     }
     for cache in &volume.caches {
@@ -104,15 +113,15 @@ fn volume(page: &mut Page, volume: &VolumeStatus) {
     }
     if let Some(device) = &volume.device {
         let text = format!(
-            "{} reads ({}), {} writes ({}), {} flushes, {} discards, {} zeroings, {} errors",
-            HumanCount(device.reads),
+            "{} ({}), {} ({}), {}, {}, {}, {}",
+            Count(device.reads, "read"),
             HumanBytes(device.read_bytes),
-            HumanCount(device.writes),
+            Count(device.writes, "write"),
             HumanBytes(device.written_bytes),
-            HumanCount(device.flushes),
-            HumanCount(device.discards),
-            HumanCount(device.zeroings),
-            HumanCount(device.errors),
+            Count(device.flushes, "flush"),
+            Count(device.discards, "discard"),
+            Count(device.zeroings, "zeroing"),
+            Count(device.errors, "error"),
         );
         page.line("device", text);
     }
@@ -130,13 +139,13 @@ fn journal_text(journal: &Journal) -> String {
         text.push_str(&format!(", {tid} running"));
     }
     if let Some(blocks) = journal.running_blocks {
-        text.push_str(&format!(" with {} blocks", HumanCount(blocks)));
+        text.push_str(&format!(" with {}", Count(blocks, "block")));
     }
     if let Some(blocks) = journal.checkpoint_blocks {
-        text.push_str(&format!(", {} blocks to checkpoint", HumanCount(blocks)));
+        text.push_str(&format!(", {} to checkpoint", Count(blocks, "block")));
     }
     if let Some(commits) = journal.commits {
-        text.push_str(&format!(", {} commits", HumanCount(commits)));
+        text.push_str(&format!(", {}", Count(commits, "commit")));
     }
     if journal.needs_recovery {
         text.push_str(", to be replayed");
@@ -215,9 +224,9 @@ fn sessions(page: &mut Page, sessions: &[SessionStatus]) {
             text.push_str(&format!(", {} open", HumanCount(handles)));
         }
         if let Some(inodes) = session.known_inodes {
-            text.push_str(&format!(", {} inodes known", HumanCount(inodes)));
+            text.push_str(&format!(", {} known", Count(inodes, "inode")));
         }
-        text.push_str(&format!(", {} requests", HumanCount(session.requests)));
+        text.push_str(&format!(", {}", Count(session.requests, "request")));
         page.line("session", text);
     }
 }
@@ -245,7 +254,11 @@ fn operations(page: &mut Page, operations: &[OperationStatus]) {
             .fold(0, u64::saturating_add);
         page.line(
             "operation",
-            format!("{} kinds more {:>16}", more.len(), HumanCount(count)),
+            format!(
+                "and {} more {:>16}",
+                more.len(),
+                HumanCount(count).to_string()
+            ),
         );
     }
 }
@@ -279,7 +292,7 @@ fn safe(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kfsctl::status::{DaemonStatus, Inodes, Space};
+    use kfsctl::status::{DaemonStatus, Inodes, Snapshots, Space};
 
     #[test]
     fn a_full_status_reads_well() {
@@ -331,6 +344,34 @@ mod tests {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }
         assert!(!text.contains('\x1b'));
+    }
+
+    #[test]
+    fn one_is_no_plural_and_a_served_snapshot_is_named() {
+        let mut full = Status {
+            volume: VolumeStatus {
+                snapshot: Some("monday\n".into()),
+                inodes_in_memory: Some(1),
+                snapshots: Some(Snapshots {
+                    count: 1,
+                    pinned_bytes: 0,
+                }),
+                frozen_for_seconds: Some(1.2),
+                ..VolumeStatus::default()
+            },
+            ..Status::default()
+        };
+        let text = status(&full);
+        for part in [
+            "snapshot    'monday\\n' is served",
+            "in memory   1 inode\n",
+            "1, which keeps 0 B",
+            "for 1 second more",
+        ] {
+            assert!(text.contains(part), "{part:?} is not in\n{text}");
+        }
+        full.volume.frozen_for_seconds = Some(f64::NAN);
+        assert!(status(&full).contains("for 0 seconds more"));
     }
 
     #[test]

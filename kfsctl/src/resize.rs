@@ -44,7 +44,7 @@ impl FromStr for Size {
             "M" | "MiB" => 20,
             "G" | "GiB" => 30,
             "T" | "TiB" => 40,
-            unit => return Err(format!("{unit:?} is no unit: give K, M, G or T")),
+            unit => return Err(format!("'{unit}' is no unit: give K, M, G or T")),
         };
         let number: u64 = digits.parse().map_err(|_| {
             "a size is a number with a unit, such as 20G, or +5G, or max, or min".to_string()
@@ -52,7 +52,7 @@ impl FromStr for Size {
         let bytes = number
             .checked_mul(1 << shift)
             .filter(|bytes| *bytes > 0)
-            .ok_or("that is no size for a volume")?;
+            .ok_or("a volume cannot have that size")?;
         Ok(match is_added {
             true => Self::Added(bytes),
             false => Self::Bytes(bytes),
@@ -72,7 +72,7 @@ struct Progress {
 pub(crate) fn run(target: &Target, size: Size, as_json: bool) -> anyhow::Result<()> {
     let mut executor = Executor::find(target, false)?;
     let mut bar = Bar::of_steps(as_json)?;
-    let sizes = if let Some(shrinkable) = shrink::wanted(&executor, size)? {
+    let sizes = if let Some(shrinkable) = shrink::wanted(&mut executor, size)? {
         executor.finish()?;
         shrink::run(shrinkable, size, &mut bar)
     } else {
@@ -100,8 +100,8 @@ fn grow(executor: &mut Executor, size: Size, bar: &mut Bar) -> anyhow::Result<(u
     let (size_bytes, is_added) = match size {
         Size::Bytes(bytes) => (bytes, false),
         Size::Added(bytes) => (bytes, true),
-        Size::Largest => (0, false),
-        Size::Smallest => unreachable!("only shrinking makes a volume as small as it can be"),
+        // Whoever cannot be made smaller says so.
+        Size::Largest | Size::Smallest => (0, false),
     };
     let mut request = Request::Resize {
         size_bytes,

@@ -3,9 +3,11 @@
 use crate::bar::Bar;
 use crate::resize::{Size, stopped};
 use crate::target::Executor;
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use kfs::{BlockNr, MountOptions, ShrinkPhase, Shrunk};
-use kfs_disk::{BlockDevice, FileDevice};
+use kfs_disk::{BlockDevice, Bytes, FileDevice};
+use kfsctl::status::{Source, Status};
+use kfsctl::{ErrorCode, Request, RequestError};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -14,13 +16,14 @@ use std::sync::Arc;
 ///
 /// # Errors
 /// When the smallest size is wanted of a volume that is in use.
-pub(crate) fn wanted(executor: &Executor, size: Size) -> anyhow::Result<Option<Arc<FileDevice>>> {
-    let Executor::Image { fs, device } = executor else {
-        ensure!(
-            size != Size::Smallest,
-            "a volume that a kfsd serves cannot be made smaller: stop the kfsd first"
-        );
-        return Ok(None);
+pub(crate) fn wanted(
+    executor: &mut Executor,
+    size: Size,
+) -> anyhow::Result<Option<Arc<FileDevice>>> {
+    let (fs, device) = match executor {
+        Executor::Image { fs, device } => (fs, device),
+        Executor::Daemon(_) if size != Size::Smallest => return Ok(None),
+        Executor::Daemon(_) => return refuse_served(executor),
     };
     let geometry = &fs.volume().geometry;
     let bytes = geometry.offset_of(BlockNr(geometry.blocks_count()));
@@ -36,6 +39,21 @@ pub(crate) fn wanted(executor: &Executor, size: Size) -> anyhow::Result<Option<A
     Ok(is_smaller.then(|| Arc::clone(device)))
 }
 
+/// Only an idle image is made smaller; a host directory not even that.
+fn refuse_served(executor: &mut Executor) -> anyhow::Result<Option<Arc<FileDevice>>> {
+    let status: Status = serde_json::from_value(executor.request(&Request::Status {})?)
+        .context("the answer cannot be read")?;
+    match &status.volume.source {
+        // The daemon says it itself.
+        Source::SharedDir { .. } => Ok(None),
+        Source::Image { path } => bail!(RequestError::new(
+            ErrorCode::Failed,
+            "a volume that a kfsd serves cannot be made smaller: stop the kfsd first",
+            format!("then `kfsctl --image {} resize min`", path.display()),
+        )),
+    }
+}
+
 /// Makes the volume smaller, and the image file with it. Returns the sizes before and after.
 pub(crate) fn run(image: Arc<FileDevice>, size: Size, bar: &mut Bar) -> anyhow::Result<(u64, u64)> {
     let Shrunk {
@@ -44,7 +62,7 @@ pub(crate) fn run(image: Arc<FileDevice>, size: Size, bar: &mut Bar) -> anyhow::
         is_complete,
         ..
     } = match size {
-        Size::Bytes(bytes) => shrink(&image, bytes, bar)?,
+        Size::Bytes(bytes) => shrink(&image, bytes, bar).map_err(explain)?,
         _ => shrink_to_least(&image, bar)?,
     };
     if !is_complete {
@@ -53,6 +71,20 @@ pub(crate) fn run(image: Arc<FileDevice>, size: Size, bar: &mut Bar) -> anyhow::
     }
     shorten(image, size_bytes)?;
     Ok((before_bytes, size_bytes))
+}
+
+/// A size that is too small is told in words, with one that would do.
+fn explain(error: kfs::Error) -> anyhow::Error {
+    let kfs::Error::TooSmall { minimum_bytes } = error else {
+        return error.into();
+    };
+    let needed = Bytes(minimum_bytes);
+    let size = minimum_bytes.div_ceil(1 << 20);
+    anyhow::Error::from(RequestError::new(
+        ErrorCode::Failed,
+        format!("what is on the volume needs {needed}: it cannot be smaller than that"),
+        format!("`resize {size}M` or `resize min`"),
+    ))
 }
 
 fn shrink_to_least(image: &Arc<FileDevice>, bar: &mut Bar) -> kfs::Result<Shrunk> {

@@ -39,6 +39,9 @@ pub struct DaemonStatus {
 pub struct VolumeStatus {
     /// Where it lies.
     pub source: Source,
+    /// Name of the snapshot that is served in place of the volume.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
     /// Whether changes are refused.
     pub read_only: bool,
     /// Why, when they are.

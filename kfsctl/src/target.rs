@@ -109,6 +109,14 @@ impl Executor {
         }
     }
 
+    /// Name of the snapshot that is served in place of the volume.
+    pub(crate) fn served_snapshot(&mut self) -> anyhow::Result<Option<String>> {
+        Ok(match self {
+            Self::Daemon(client) => client.status()?.volume.snapshot,
+            Self::Image { .. } => None,
+        })
+    }
+
     /// Ends the work: an image that was opened is closed.
     pub(crate) fn finish(self) -> anyhow::Result<()> {
         if let Self::Image { fs, .. } = self {

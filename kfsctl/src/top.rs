@@ -21,7 +21,10 @@ const CTRL_C: u8 = 3;
 
 /// Looks until it is told to end.
 pub(crate) fn run(target: &Target, interval: u64, once: bool, as_json: bool) -> anyhow::Result<()> {
-    let mut client = connect(target)?;
+    let mut client = connect(
+        target,
+        "there is nothing to watch; `status` shows what is on it",
+    )?;
     let interval = Duration::from_secs(interval);
     let has_screen = !once && !as_json && stdin().is_terminal() && stdout().is_terminal();
     let screen = has_screen.then(Screen::open).transpose()?;

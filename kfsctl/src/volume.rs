@@ -5,6 +5,8 @@ use crate::bar::Bar;
 use crate::target::Executor;
 use anyhow::Context;
 use indicatif::HumanBytes;
+use kfs_disk::Count;
+use kfsctl::execute::unknown;
 use kfsctl::snapshot::{DiffEntry, RestoreInfo, SnapshotInfo, VersionInfo};
 use kfsctl::{Progress, Request};
 use serde::de::DeserializeOwned;
@@ -119,8 +121,8 @@ fn carry_out(work: &mut Work, command: &Command) -> anyhow::Result<String> {
             })?;
             work.show(&value, |restored: RestoreInfo| {
                 format!(
-                    "restored {path} from '{snapshot}': {} inodes, {} of them made, {} copied\n",
-                    restored.inodes,
+                    "restored {path} from '{snapshot}': {}, {} of them made, {} copied\n",
+                    Count(restored.inodes, "inode"),
                     restored.made,
                     HumanBytes(restored.bytes)
                 )
@@ -190,7 +192,12 @@ fn snapshot(work: &mut Work, command: &SnapshotCommand) -> anyhow::Result<String
         }
         SnapshotCommand::List => {
             let value = work.request(&Request::SnapshotList {})?;
-            work.show(&value, |all: Vec<SnapshotInfo>| table(&all))
+            let served = work.executor.served_snapshot()?;
+            work.show(&value, |all: Vec<SnapshotInfo>| {
+                let served =
+                    served.map(|name| format!("kfsd serves '{name}', in place of the volume\n"));
+                table(&all) + &served.unwrap_or_default()
+            })
         }
         SnapshotCommand::Show { name } => {
             let found = find(work, name)?;
@@ -251,8 +258,10 @@ fn snapshot(work: &mut Work, command: &SnapshotCommand) -> anyhow::Result<String
 
 /// The versions of a file, a line each.
 fn versions(versions: &[VersionInfo]) -> String {
+    let digits = digits_to_tell_apart(versions);
+    let width = "2026-11-21T19:27:40.Z".len() + digits;
     let mut text = format!(
-        "{:<20}  {:>12}  {:>10}  FOUND IN\n",
+        "{:<width$}  {:>12}  {:>10}  FOUND IN\n",
         "MODIFIED", "SIZE", "INODE"
     );
     for version in versions {
@@ -264,7 +273,8 @@ fn versions(versions: &[VersionInfo]) -> String {
         let names: Vec<&str> = first.chain(last).map(String::as_str).collect();
         let mut places = vec![names.join(" .. ")];
         if version.snapshots.len() > 2 {
-            places[0] += &format!(" ({} snapshots)", version.snapshots.len());
+            let count = Count(version.snapshots.len() as u64, "snapshot");
+            places[0] += &format!(" ({count})");
         }
         if version.current {
             places.push("the volume".into());
@@ -272,23 +282,45 @@ fn versions(versions: &[VersionInfo]) -> String {
         places.retain(|place| !place.is_empty());
         let places = places.join(", ");
         let _ = if version.exists {
-            let seconds = version.modified.split('.').next().unwrap_or("");
-            let seconds = seconds.trim_end_matches('Z');
+            let modified = moment(&version.modified, digits);
             let size = HumanBytes(version.size_bytes).to_string();
             writeln!(
                 text,
-                "{seconds}Z  {size:>12}  {:>10}  {places}",
+                "{modified}  {size:>12}  {:>10}  {places}",
                 version.inode
             )
         } else {
             writeln!(
                 text,
-                "{:<20}  {:>12}  {:>10}  {places}",
+                "{:<width$}  {:>12}  {:>10}  {places}",
                 "not there", "", ""
             )
         };
     }
     text
+}
+
+/// A time in RFC 3339 with so many digits of its fraction.
+fn moment(time: &str, digits: usize) -> String {
+    let time = time.trim_end_matches('Z');
+    let (seconds, fraction) = time.split_once('.').unwrap_or((time, ""));
+    let fraction: String = fraction
+        .chars()
+        .chain(std::iter::repeat('0'))
+        .take(digits)
+        .collect();
+    format!("{seconds}.{fraction}Z")
+}
+
+/// Milliseconds, or all that is known where two versions look the same else.
+fn digits_to_tell_apart(versions: &[VersionInfo]) -> usize {
+    let times = versions.iter().filter(|version| version.exists);
+    let times: Vec<&str> = times.map(|version| version.modified.as_str()).collect();
+    let looks_same = |pair: &[&str]| pair[0] != pair[1] && moment(pair[0], 3) == moment(pair[1], 3);
+    match times.windows(2).any(looks_same) {
+        true => 9,
+        false => 3,
+    }
 }
 
 fn all(work: &mut Work) -> anyhow::Result<Vec<SnapshotInfo>> {
@@ -298,7 +330,7 @@ fn all(work: &mut Work) -> anyhow::Result<Vec<SnapshotInfo>> {
 
 fn find(work: &mut Work, name: &str) -> anyhow::Result<SnapshotInfo> {
     let found = all(work)?.into_iter().find(|info| info.name == name);
-    found.with_context(|| format!("there is no snapshot '{name}'"))
+    Ok(found.ok_or_else(|| unknown(name))?)
 }
 
 fn table(snapshots: &[SnapshotInfo]) -> String {
@@ -328,9 +360,33 @@ fn table(snapshots: &[SnapshotInfo]) -> String {
     text
 }
 
-fn first_line(text: &str) -> String {
-    let line = text.lines().next().unwrap_or("");
-    line.chars().filter(|c| !c.is_control()).collect()
+/// A comment in a table, which has a line for each snapshot; `...` where it goes on.
+fn first_line(comment: &str) -> String {
+    let mut lines = comment.lines();
+    let first = printable(lines.next().unwrap_or(""));
+    match lines.any(|line| !line.trim().is_empty()) {
+        true => format!("{first} ..."),
+        false => first,
+    }
+}
+
+/// All of a comment, below each other.
+fn all_lines(comment: &str) -> String {
+    let lines = comment
+        .lines()
+        .map(|line| format!("            {}", printable(line)));
+    let lines: Vec<String> = lines.map(|line| line.trim_end().to_owned()).collect();
+    lines.join("\n").trim_start().to_owned()
+}
+
+/// Other people's text: control characters must not reach the terminal.
+fn printable(line: &str) -> String {
+    let shown = line.chars().map(|c| match c {
+        '\t' => " ".into(),
+        c if c.is_control() => c.escape_default().to_string(),
+        c => c.into(),
+    });
+    shown.collect()
 }
 
 fn details(snapshot: &SnapshotInfo) -> String {
@@ -342,7 +398,7 @@ fn details(snapshot: &SnapshotInfo) -> String {
         HumanBytes(snapshot.unique_bytes),
         HumanBytes(snapshot.shared_bytes),
         HumanBytes(snapshot.metadata_bytes),
-        first_line(&snapshot.comment)
+        all_lines(&snapshot.comment)
     )
 }
 
@@ -370,4 +426,50 @@ fn changes(diff: &Diff) -> String {
 
 fn exported(image: &Path, bytes: u64) -> String {
     format!("{}: {} copied\n", image.display(), HumanBytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn version(modified: &str, snapshot: &str) -> VersionInfo {
+        VersionInfo {
+            snapshots: vec![snapshot.into()],
+            exists: true,
+            modified: modified.into(),
+            ..VersionInfo::default()
+        }
+    }
+
+    #[test]
+    fn versions_of_one_second_are_told_apart() {
+        let mut all = vec![
+            version("2026-11-21T19:27:40Z", "a"),
+            version("2026-11-21T19:27:40.25Z", "b"),
+            VersionInfo::default(),
+        ];
+        let text = versions(&all);
+        for part in ["40.000Z ", "40.250Z ", "\nnot there  "] {
+            assert!(text.contains(part), "{part:?} is not in\n{text}");
+        }
+        all.push(version("2026-11-21T19:27:40.2500001Z", "c"));
+        all.remove(2);
+        let text = versions(&all);
+        assert!(text.contains("40.250000100Z "), "{text}");
+    }
+
+    #[test]
+    fn a_comment_leaves_the_table_a_table() {
+        let snapshot = SnapshotInfo {
+            name: "a".into(),
+            comment: "one\ttwo\u{1b}[2J\nthree\n".into(),
+            ..SnapshotInfo::default()
+        };
+        let text = table(std::slice::from_ref(&snapshot));
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(text.ends_with("  one two\\u{1b}[2J ...\n"), "{text}");
+        let text = details(&snapshot);
+        assert!(text.ends_with("[2J\n            three\n"), "{text}");
+        assert_eq!(first_line("one\n"), "one");
+    }
 }

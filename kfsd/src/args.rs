@@ -13,7 +13,12 @@ use std::path::PathBuf;
 /// whom; each of these may be given several times, and all share the one volume. The daemon ends
 /// when all its users are gone, or on SIGTERM or SIGINT.
 #[derive(Debug, Parser)]
-#[command(name = "kfsd", version, disable_version_flag = true)]
+#[command(
+    name = "kfsd",
+    version,
+    disable_version_flag = true,
+    after_help = "Exit status: 0 if all went well, 1 if not, 2 for a wrong command line."
+)]
 pub struct Args {
     /// Image file or block device with an ext4 file system
     #[arg(long, value_name = "IMAGE", help_heading = "What is served")]
@@ -92,9 +97,9 @@ pub struct Args {
           default_missing_value = "hidden", help_heading = "Behaviour of --image")]
     pub snapshot_dir: Option<SnapshotDirArg>,
 
-    /// Take a snapshot of the image this often (10min, 1h, ...)
+    /// Take a snapshot of the image this often: 30s, 5min, 1h, 24h
     #[arg(long, value_name = "TIME", help_heading = "Behaviour of --image",
-          value_parser = crate::schedule::parse_interval)]
+          value_parser = kfsctl::duration::parse_duration)]
     pub snapshot_every: Option<std::time::Duration>,
 
     /// Of the snapshots so taken, keep the newest of each period: PERIOD=COUNT,... of last,

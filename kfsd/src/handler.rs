@@ -42,6 +42,7 @@ impl ControlHandler {
         force: bool,
         watch: &mut Watch<'_>,
     ) -> Result<Value, RequestError> {
+        self.volume.check_restore(snapshot)?;
         self.refuse_attached(force)?;
         let mut suspended = Vec::new();
         let mut suspend = || {

@@ -11,6 +11,9 @@ const CAPABILITIES: &str = r#"{
   "features": ["separate-options"]
 }"#;
 
+/// Exit status for a wrong command line, as clap has it.
+const EXIT_USAGE: u8 = 2;
+
 fn main() -> ExitCode {
     let args = Args::parse();
     if args.print_capabilities {
@@ -18,22 +21,22 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if let Err(error) = kfsd::logging::start(config::log_level(&args), args.syslog) {
-        return failure(&*error);
+        return failure(&*error, 1);
     }
-    let result = match Config::try_from(args) {
-        Ok(config) => kfsd::daemon::run(&config),
-        Err(error) => Err(error.into()),
+    let config = match Config::try_from(args) {
+        Ok(config) => config,
+        Err(error) => return failure(&error, if error.is_usage() { EXIT_USAGE } else { 1 }),
     };
-    match result {
+    match kfsd::daemon::run(&config) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
-        Err(error) => failure(&*error),
+        Err(error) => failure(&*error, 1),
     }
 }
 
 /// Says what went wrong and why, and why that. An error often names its cause itself; that is not
 /// said twice.
-fn failure(error: &(dyn std::error::Error + 'static)) -> ExitCode {
+fn failure(error: &(dyn std::error::Error + 'static), status: u8) -> ExitCode {
     let mut message = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -45,5 +48,5 @@ fn failure(error: &(dyn std::error::Error + 'static)) -> ExitCode {
         source = cause.source();
     }
     eprintln!("kfsd: {message}");
-    ExitCode::FAILURE
+    ExitCode::from(status)
 }

@@ -50,17 +50,6 @@ impl Schedule {
     }
 }
 
-/// Reads a time such as `1h` or `30min`, at least a second.
-pub(crate) fn parse_interval(text: &str) -> Result<Duration, String> {
-    let duration: jiff::SignedDuration = text
-        .parse()
-        .map_err(|_| format!("'{text}' is no time: write 10min, 1h or 24h"))?;
-    match Duration::try_from(duration) {
-        Ok(duration) if duration >= Duration::from_secs(1) => Ok(duration),
-        _ => Err("the time between two snapshots is a second at least".into()),
-    }
-}
-
 /// The thread that takes them; it ends when this is dropped.
 pub(crate) struct Scheduler {
     stop: Option<Sender<()>>,
@@ -115,18 +104,4 @@ fn once(schedule: &Schedule, volume: &dyn Volume) -> Result<(), RequestError> {
         control(Request::SnapshotDelete { names })?;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_read() {
-        assert_eq!(parse_interval("1h"), Ok(Duration::from_secs(3600)));
-        assert_eq!(parse_interval("90s"), Ok(Duration::from_secs(90)));
-        for text in ["", "0s", "-1h", "soon", "10ms"] {
-            assert!(parse_interval(text).is_err(), "{text}");
-        }
-    }
 }

@@ -6,7 +6,7 @@
 use crate::fuse::FileSystem;
 use kfsctl::Watch;
 use kfsctl::protocol::{ErrorCode, Request, RequestError};
-use kfsctl::status::VolumeStatus;
+use kfsctl::status::{Source, VolumeStatus};
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -22,12 +22,43 @@ pub enum RestoreError {
     Lost(RequestError),
 }
 
-fn no_image() -> RequestError {
-    RequestError::new(
-        ErrorCode::NotSupported,
-        "a directory of the host is served, not an image",
-        "the host's own file system may have what you look for",
-    )
+/// What is about an image cannot be done with a directory of the host.
+fn no_image(source: &Source, request: &Request) -> RequestError {
+    let (lacks, hint) = match request {
+        Request::SnapshotCreate { .. }
+        | Request::SnapshotList {}
+        | Request::SnapshotDelete { .. }
+        | Request::SnapshotDiff { .. }
+        | Request::SnapshotExport { .. }
+        | Request::SnapshotClone { .. }
+        | Request::FileLog { .. }
+        | Request::Restore { .. } => (
+            ", which has no snapshots",
+            "the host's own file system may take some (btrfs, xfs, LVM); or serve an image: kfsd --image IMAGE",
+        ),
+        Request::Freeze { .. } | Request::Thaw {} => (
+            ", not an image",
+            "fsfreeze does that with a file system of the host",
+        ),
+        Request::Sync {} => (", not an image", "`sync` on the host does that"),
+        _ => (
+            ", not an image",
+            "the host has tools for its own file system, such as fsck, fstrim, resize2fs and e4defrag",
+        ),
+    };
+    let path = source.path().display();
+    let text = format!("this kfsd serves the directory {path} of the host{lacks}");
+    RequestError::new(ErrorCode::NotSupported, text, hint)
+}
+
+fn nothing_to_restore(source: &Source, snapshot: &str) -> RequestError {
+    let request = Request::Restore {
+        snapshot: snapshot.into(),
+        path: None,
+        to: None,
+        force: false,
+    };
+    no_image(source, &request)
 }
 
 /// A tree that is served.
@@ -40,8 +71,13 @@ pub trait Volume: Send + Sync {
 
     /// Carries out a request that is about the volume alone, and tells how far it is.
     fn control(&self, request: &Request, watch: &mut Watch<'_>) -> Result<Value, RequestError> {
-        let _ = (request, watch);
-        Err(no_image())
+        let _ = watch;
+        Err(no_image(&self.status().source, request))
+    }
+
+    /// Whether the volume could be set back to a snapshot, as far as can be seen before anybody has to wait.
+    fn check_restore(&self, snapshot: &str) -> Result<(), RequestError> {
+        Err(nothing_to_restore(&self.status().source, snapshot))
     }
 
     /// Sets the volume back to a snapshot, and returns the name of the one that keeps the state before.
@@ -55,8 +91,10 @@ pub trait Volume: Send + Sync {
         suspend: &mut dyn FnMut() -> Result<(), RequestError>,
         watch: &mut Watch<'_>,
     ) -> Result<String, RestoreError> {
-        let _ = (snapshot, suspend, watch);
-        Err(RestoreError::Refused(no_image()))
+        let _ = (suspend, watch);
+        self.check_restore(snapshot)
+            .map_err(RestoreError::Refused)?;
+        unreachable!("what can be set back sets itself back")
     }
 
     /// Makes everything durable.

@@ -7,7 +7,7 @@ mod daemon;
 
 use daemon::{Daemon, kfsd, wait_until};
 use kfsctl::status::{Source, TransportKind};
-use kfsctl::{Client, Request};
+use kfsctl::{Client, ClientError, ErrorCode, Request};
 use rustix::process::Signal;
 use std::fs;
 use std::io::Write;
@@ -91,6 +91,47 @@ fn the_status_tells_what_is_served() {
 }
 
 #[test]
+fn what_needs_an_image_is_told_so_of_a_directory() {
+    let daemon = Daemon::with_mount(&[]);
+    let mut client = Client::connect(&daemon.control()).unwrap();
+    let restore = |path: Option<&str>| Request::Restore {
+        snapshot: "a".into(),
+        path: path.map(str::to_owned),
+        to: None,
+        force: false,
+    };
+    let resize = Request::Resize {
+        size_bytes: 0,
+        is_added: false,
+        cursor: 0,
+    };
+    let requests = [
+        (restore(None), "has no snapshots", "serve an image"),
+        (restore(Some("/a")), "has no snapshots", "serve an image"),
+        (Request::SnapshotList {}, "has no snapshots", "btrfs"),
+        (Request::Check { snapshot: None }, "not an image", "fsck"),
+        (resize, "not an image", "resize2fs"),
+        (Request::Trim {}, "not an image", "fstrim"),
+        (Request::Thaw {}, "not an image", "fsfreeze"),
+    ];
+    for (request, part, advice) in requests {
+        let error = client.request(&request).unwrap_err();
+        let ClientError::Refused(error) = error else {
+            panic!("{request:?}: {error}");
+        };
+        assert_eq!(
+            error.code,
+            ErrorCode::NotSupported,
+            "{request:?}: {error:?}"
+        );
+        let host = daemon.host();
+        assert!(error.message.contains(host.to_str().unwrap()), "{error:?}");
+        assert!(error.message.contains(part), "{request:?}: {error:?}");
+        assert!(error.hint.contains(advice), "{request:?}: {error:?}");
+    }
+}
+
+#[test]
 fn hostile_clients_do_not_end_it() {
     let daemon = Daemon::with_mount(&[]);
     for garbage in [
@@ -157,24 +198,44 @@ fn one_directory_on_two_mounts() {
 
 #[test]
 fn wrong_command_lines_are_explained() {
-    let failed = |args: &[&str], part: &str| {
+    let failed = |status: i32, args: &[&str], part: &str| {
         let output = kfsd(args);
         let message = String::from_utf8(output.stderr).unwrap();
-        assert!(!output.status.success(), "{args:?}");
+        assert_eq!(output.status.code(), Some(status), "{args:?}: {message}");
         assert!(message.contains(part), "{args:?}: {message}");
+        assert!(message.lines().count() <= 5, "a whole usage: {message}");
     };
-    failed(&[], "--image IMAGE or --shared-dir DIR");
+    failed(2, &[], "--image IMAGE or --shared-dir DIR");
     failed(
+        1,
         &["--shared-dir", "/no/such/directory", "--mount", "/tmp"],
-        "No such file",
+        "--shared-dir /no/such/directory: there is no such directory",
     );
-    failed(&["--image", "/tmp", "--mount", "/tmp"], "--shared-dir");
     failed(
+        1,
+        &["--image", "/no/such.img", "--mount", "/tmp"],
+        "--image /no/such.img: there is no such file; check the path, or make an image with mkfs",
+    );
+    failed(1, &["--image", "/tmp", "--mount", "/tmp"], "--shared-dir");
+    failed(
+        2,
         &["--shared-dir", "/tmp", "--mount", "/tmp", "-o", "wings"],
         "wings",
     );
-    failed(&["--no-such-option"], "--no-such-option");
+    failed(2, &["--no-such-option"], "--no-such-option");
+    let times: [(&[&str], &str); 2] = [
+        (&["--snapshot-every", "soon"], "30s, 5min or 1h"),
+        (&["-o", "timeout=soon"], "a number of seconds"),
+    ];
+    for (option, part) in times {
+        failed(
+            2,
+            &[&["--image", "a", "--mount", "b"], option].concat(),
+            part,
+        );
+    }
     failed(
+        1,
         &[
             "--shared-dir",
             "/tmp",

@@ -66,7 +66,7 @@ pub(crate) struct Args {
     /// Fill the file system with what is in this directory.
     #[arg(short = 'd', value_name = "DIR")]
     pub(crate) source: Option<PathBuf>,
-    /// What Linux does about errors in the file system.
+    /// What Linux and kfsd do about errors in the file system.
     #[arg(short = 'e', value_name = "BEHAVIOR", value_enum, default_value_t = Errors::Continue)]
     errors: Errors,
     /// Usage, which decides the defaults that otherwise the size decides.

@@ -44,6 +44,7 @@ step linux-images env KFS_BIN_DIR=target/debug tests/scripts/linux-images.sh
 step snapshots env KFS_BIN_DIR=target/debug tests/scripts/snapshots.sh
 step administration env KFS_BIN_DIR=target/debug tests/scripts/admin.sh
 step snapshots-under-load env KFS_BIN_DIR=target/debug tests/scripts/snapshot-load.sh 5000 15
+step words env KFS_BIN_DIR=target/debug tests/scripts/words.sh
 step progress env KFS_BIN_DIR=target/debug tests/scripts/progress.sh
 step defrag env KFS_BIN_DIR=target/debug tests/scripts/defrag.sh
 step pjdfstest env KFS_BIN_DIR=target/debug tests/scripts/pjdfstest.sh

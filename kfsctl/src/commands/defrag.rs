@@ -6,6 +6,7 @@ use crate::target::Executor;
 use anyhow::Context;
 use clap::Args;
 use indicatif::{HumanBytes, HumanCount};
+use kfs_disk::Count;
 use kfsctl::Request;
 use kfsctl::defrag::{
     DefragFile, DefragInfo, LayoutInfo, SkippedFiles, SurveyFile, SurveyInfo, SurveyLevel,
@@ -325,7 +326,7 @@ fn left_alone(work: &Work) -> String {
         (skipped.too_deep, "below paths that are too long"),
     ] {
         if count > 0 {
-            let _ = writeln!(text, "left out: {} files {why}", HumanCount(count));
+            let _ = writeln!(text, "left out: {} {why}", Count(count, "file"));
         }
     }
     text
@@ -334,13 +335,13 @@ fn left_alone(work: &Work) -> String {
 fn plan(work: &Work) -> String {
     let layout = work.before;
     let mut text = format!(
-        "{} files, {}: {} fragments, {} extents, {} in aligned 2 MiB\n{} files could lie better; {} would be moved\n",
-        HumanCount(work.files),
+        "{}, {}: {}, {}, {} in aligned 2 MiB\n{} could lie better; {} would be moved\n",
+        Count(work.files, "file"),
         HumanBytes(layout.bytes),
-        HumanCount(layout.fragments),
-        HumanCount(layout.extents),
+        Count(layout.fragments, "fragment"),
+        Count(layout.extents, "extent"),
         percent(layout.aligned_bytes, layout.bytes),
-        HumanCount(work.candidates.len() as u64),
+        Count(work.candidates.len() as u64, "file"),
         HumanBytes(
             work.candidates
                 .iter()
@@ -391,25 +392,19 @@ fn report(work: &Work) -> String {
     }
     let _ = writeln!(
         text,
-        "moved {} of {} files; {} files with {} were looked at",
+        "moved {} of {}; looked at {} with {}",
         HumanBytes(work.moved_bytes),
-        HumanCount(work.moved_files),
-        HumanCount(work.files),
+        Count(work.moved_files, "file"),
+        Count(work.files, "file"),
         HumanBytes(before.bytes),
     );
-    if work.no_room > 0 {
-        let count = HumanCount(work.no_room);
-        let _ = writeln!(
-            text,
-            "{count} parts stay where they are: no better place is free"
-        );
-    }
-    if work.changed > 0 {
-        let count = HumanCount(work.changed);
-        let _ = writeln!(
-            text,
-            "{count} parts stay where they are: they were changed meanwhile"
-        );
+    for (count, why) in [
+        (work.no_room, "no better place is free"),
+        (work.changed, "changed meanwhile"),
+    ] {
+        if count > 0 {
+            let _ = writeln!(text, "left in place: {}, {why}", Count(count, "part"));
+        }
     }
     text + &left_alone(work)
 }

@@ -1,13 +1,14 @@
 //! `kfsctl fragmap`: what is where on the volume, or where a file lies.
 
 use super::defrag::percent;
-use super::picture::Picture;
+use super::picture::{self, Picture};
 use super::volume_map::{self, PICTURE_COLUMNS, Style, painted, shade};
 use crate::args::Target;
 use crate::target::Executor;
 use anyhow::Context;
 use clap::Args;
-use indicatif::{HumanBytes, HumanCount};
+use indicatif::HumanBytes;
+use kfs_disk::Count;
 use kfsctl::Request;
 use kfsctl::fragmap::{ExtentInfo, FileMapInfo, VolumeMapInfo};
 use std::fmt::Write;
@@ -33,8 +34,17 @@ pub(crate) struct FragmapArgs {
     path: Option<String>,
 
     /// Write a picture, an .svg or a .png
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", value_parser = parse_picture_path)]
     output: Option<PathBuf>,
+}
+
+/// The path of a picture, whose format its ending tells.
+fn parse_picture_path(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    match picture::Format::of(&path) {
+        Some(_) => Ok(path),
+        None => Err("a picture ends in .svg or .png".into()),
+    }
 }
 
 /// Shows a map.
@@ -216,9 +226,9 @@ fn file_summary(map: &FileMapInfo) -> String {
     if let Some(layout) = &map.layout {
         let _ = writeln!(
             text,
-            "{} fragments, {} extents, {} in aligned 2 MiB",
-            HumanCount(layout.fragments),
-            HumanCount(layout.extents),
+            "{}, {}, {} in aligned 2 MiB",
+            Count(layout.fragments, "fragment"),
+            Count(layout.extents, "extent"),
             percent(layout.aligned_bytes, layout.bytes),
         );
     }

@@ -16,6 +16,24 @@ struct Rectangle {
     colour: Colour,
 }
 
+/// How a picture is written, which the end of its name tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
+    Svg,
+    Png,
+}
+
+impl Format {
+    pub(super) fn of(path: &Path) -> Option<Self> {
+        let extension = path.extension()?.to_str()?.to_ascii_lowercase();
+        match extension.as_str() {
+            "svg" => Some(Self::Svg),
+            "png" => Some(Self::Png),
+            _ => None,
+        }
+    }
+}
+
 /// A picture on white ground. Text is in an SVG only.
 pub(super) struct Picture {
     width: u32,
@@ -53,11 +71,10 @@ impl Picture {
 
     /// Writes the picture to a file, in the format that the name ends with.
     pub(super) fn save(&self, path: &Path) -> anyhow::Result<()> {
-        let extension = path.extension().and_then(|extension| extension.to_str());
-        let bytes = match extension.map(str::to_ascii_lowercase).as_deref() {
-            Some("svg") => self.svg().into_bytes(),
-            Some("png") => self.png()?,
-            _ => anyhow::bail!("{}: a picture is .svg or .png", path.display()),
+        let bytes = match Format::of(path) {
+            Some(Format::Svg) => self.svg().into_bytes(),
+            Some(Format::Png) => self.png()?,
+            None => anyhow::bail!("{}: a picture is .svg or .png", path.display()),
         };
         std::fs::write(path, bytes).with_context(|| path.display().to_string())
     }

@@ -2,7 +2,8 @@
 
 use super::defrag::percent;
 use super::picture::{Colour, Picture};
-use indicatif::{HumanBytes, HumanCount};
+use indicatif::HumanBytes;
+use kfs_disk::Count;
 use kfsctl::fragmap::{Cell, VolumeMapInfo};
 use std::fmt::Write;
 
@@ -170,9 +171,9 @@ fn entries(map: &VolumeMapInfo) -> Vec<(Part, String)> {
         (
             Part::Free,
             format!(
-                "free: {}, in {} runs, the longest {}",
+                "free: {}, in {}, the longest {}",
                 amount(total.free),
-                HumanCount(map.free_runs),
+                Count(map.free_runs, "run"),
                 HumanBytes(map.free_run_max_blocks.saturating_mul(map.block_size_bytes))
             ),
         ),

@@ -17,6 +17,18 @@ pub enum ConfigError {
     /// No user was given.
     #[error("nobody to serve: give --socket-path PATH, --fd FD or --mount DIR")]
     NoEndpoint,
+    /// Nothing is at a path.
+    #[error("{option} {}: there is no such {what}; {advice}", .path.display())]
+    Missing {
+        /// The option that names it.
+        option: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// What should be there, as a noun.
+        what: &'static str,
+        /// What to do about it.
+        advice: &'static str,
+    },
     /// A path cannot be looked at.
     #[error("{option} {}", .path.display())]
     Path {
@@ -127,4 +139,32 @@ pub enum ConfigError {
         /// The name.
         name: String,
     },
+}
+
+impl ConfigError {
+    /// Whether the command line is wrong whatever is there on this host.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Missing { .. }
+            | Self::Path { .. }
+            | Self::ImageIsDirectory { .. }
+            | Self::ImageIsSpecial { .. }
+            | Self::NotDirectory { .. }
+            | Self::SharedDirIsFile { .. }
+            | Self::BadFd { .. }
+            | Self::NoGroup { .. } => false,
+            Self::NoSource
+            | Self::TwoSources
+            | Self::NoEndpoint
+            | Self::SocketPathTooLong { .. }
+            | Self::Duplicate { .. }
+            | Self::Tag { .. }
+            | Self::SharedDirOnly { .. }
+            | Self::Needs { .. }
+            | Self::Conflict { .. }
+            | Self::Unsupported { .. }
+            | Self::Value { .. }
+            | Self::MountOption(_) => true,
+        }
+    }
 }

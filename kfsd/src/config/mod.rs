@@ -391,10 +391,26 @@ fn source(args: &Args) -> Result<Source, ConfigError> {
 
 /// The path without symbolic links, and what is there.
 fn resolve(option: &'static str, path: &Path) -> Result<(PathBuf, std::fs::FileType), ConfigError> {
-    let failed = |source| ConfigError::Path {
-        option,
-        path: path.to_owned(),
-        source,
+    let failed = |source: std::io::Error| {
+        let path = path.to_owned();
+        if source.kind() != std::io::ErrorKind::NotFound {
+            return ConfigError::Path {
+                option,
+                path,
+                source,
+            };
+        }
+        let (what, advice) = match option {
+            "--image" => ("file", "check the path, or make an image with mkfs"),
+            "--mount" => ("directory", "make it first"),
+            _ => ("directory", "check the path, or make it first"),
+        };
+        ConfigError::Missing {
+            option,
+            path,
+            what,
+            advice,
+        }
     };
     let resolved = path.canonicalize().map_err(failed)?;
     let kind = resolved.metadata().map_err(failed)?.file_type();

@@ -160,6 +160,7 @@ pub(super) fn volume_status(
         source: Source::Image {
             path: path.to_owned(),
         },
+        snapshot: None,
         read_only: status.read_only.is_some(),
         read_only_reason: status.read_only.map(|reason| reason.to_string()),
         errors_found: Some(status.errors_recorded.max(status.damage_found)),

@@ -7,6 +7,7 @@
 //! convert.rs   attributes, times and devices on the wire     ioctl.rs  flags of inodes
 //! data.rs      guest memory as the buffers of a read or write
 //! entry.rs     entries with their attributes             open.rs   opening files, handles
+//! served.rs    a snapshot served in place of the volume
 //! errno.rs     errors as errno
 //! ```
 //!
@@ -22,6 +23,7 @@ mod errno;
 mod ioctl;
 mod nodes;
 mod open;
+mod served;
 mod session;
 mod snapshot_dir;
 mod tree;
@@ -39,6 +41,7 @@ use kfsctl::report;
 use kfsctl::status;
 use parking_lot::{Mutex, RwLock};
 use serde_json::Value;
+use served::ServedSnapshot;
 use snapshot_dir::SnapshotTrees;
 use std::hash::Hasher;
 use std::path::{Path, PathBuf};
@@ -66,8 +69,16 @@ pub enum OpenError {
         #[source]
         source: kfs::Error,
     },
+    /// There is no such snapshot.
+    #[error("{} has no snapshot '{name}'; `kfsctl --image {} snapshot list` shows all", .path.display(), .path.display())]
+    NoSnapshot {
+        /// The image.
+        path: PathBuf,
+        /// The name.
+        name: String,
+    },
     /// The snapshot cannot be looked into.
-    #[error("cannot serve the snapshot '{name}' of {} (`kfsctl --image {} snapshot list` shows all)", .path.display(), .path.display())]
+    #[error("cannot serve the snapshot '{name}' of {}", .path.display())]
     Snapshot {
         /// The image.
         path: PathBuf,
@@ -179,6 +190,8 @@ pub struct Image {
     service: Mutex<Service>,
     options: MountOptions,
     snapshot_dir: SnapshotDir,
+    /// A snapshot that is served in place of the volume.
+    served: Option<ServedSnapshot>,
     device: Arc<StatsDevice<Box<dyn BlockDevice>>>,
     rules: Arc<Rules>,
 }
@@ -215,16 +228,14 @@ impl Image {
             path: config.path.clone(),
             source,
         };
-        let mut filesystem = Filesystem::open(shared, options.clone()).map_err(cannot_serve)?;
-        if let Some(name) = &config.snapshot {
-            filesystem = filesystem
-                .open_snapshot(name)
-                .map_err(|source| OpenError::Snapshot {
-                    path: config.path.clone(),
-                    name: name.clone(),
-                    source,
-                })?;
-        }
+        let whole = Filesystem::open(shared, options.clone()).map_err(cannot_serve)?;
+        let (filesystem, served) = match &config.snapshot {
+            Some(name) => {
+                let (view, served) = ServedSnapshot::open(whole, name, &config.path)?;
+                (view, Some(served))
+            }
+            None => (whole, None),
+        };
         if filesystem.volume().read_only() == Some(ReadOnlyReason::Feature) {
             log::warn!(
                 "{} has features that kfs can only read: serving it read-only",
@@ -246,6 +257,7 @@ impl Image {
             path: config.path.clone(),
             opened: RwLock::new(Opened::new(filesystem, 0, config.snapshot_dir)),
             snapshot_dir: config.snapshot_dir,
+            served,
             requests: RwLock::new(()),
             service: Mutex::new(Service::Open),
             options,
@@ -415,13 +427,31 @@ impl Volume for Image {
     }
 
     fn status(&self) -> status::VolumeStatus {
-        convert::volume_status(&self.path, &self.filesystem().status(), self.device.stats())
+        let status = self.filesystem().status();
+        let mut status = convert::volume_status(&self.path, &status, self.device.stats());
+        if let Some(served) = &self.served {
+            served.describe(&mut status);
+        }
+        status
+    }
+
+    fn check_restore(&self, snapshot: &str) -> Result<(), RequestError> {
+        if let Some(served) = &self.served {
+            return Err(served.takes_no_changes(&self.path));
+        }
+        refuse_restore(Service::Open, &self.filesystem(), snapshot)
     }
 
     fn control(&self, request: &Request, watch: &mut Watch<'_>) -> Result<Value, RequestError> {
         let _request = self.requests.read();
         self.check_service()?;
-        let filesystem = self.filesystem();
+        let filesystem = match &self.served {
+            Some(served) if served::is_about_snapshots(request) => Arc::clone(&served.whole),
+            Some(served) if changes(request) || matches!(request, Request::Freeze { .. }) => {
+                return Err(served.takes_no_changes(&self.path));
+            }
+            _ => self.filesystem(),
+        };
         if changes(request) {
             refuse_frozen(&filesystem)?;
         }

@@ -21,7 +21,7 @@ pub enum SocketError {
     #[error("{}: exists and is not a socket", .0.display())]
     NotSocket(PathBuf),
     /// Anything else.
-    #[error("{}: {source}", path.display())]
+    #[error("the socket {}: {source}", path.display())]
     Io {
         /// The path.
         path: PathBuf,
