@@ -71,7 +71,8 @@ fn read(device: &dyn BlockDevice, path: &Path) -> anyhow::Result<VolumeStatus> {
     let geometry = Geometry::try_from(superblock)?;
     let is_writable = features::check(superblock)? == Access::Write;
     let total = superblock.blocks_count();
-    let overhead = u64::from(superblock.s_overhead_clusters.get());
+    let overhead = u64::from(superblock.s_overhead_clusters.get())
+        .saturating_mul(geometry.cluster_blocks.into());
     let free = superblock.free_blocks_count().min(total);
     Ok(VolumeStatus {
         source: Source::Image {

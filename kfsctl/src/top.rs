@@ -5,7 +5,8 @@
 
 use crate::args::Target;
 use crate::daemon::connect;
-use indicatif::{HumanBytes, HumanCount};
+use indicatif::HumanBytes;
+use kfs_disk::Count;
 use kfsctl::status::{Cache, LATENCY_BOUNDS, OperationStatus, SessionStatus, Status};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
@@ -293,6 +294,9 @@ impl<'s> Rates<'s> {
             safe(&volume.source.path().display().to_string()),
             self.requests
         )];
+        if let Some(name) = &volume.snapshot {
+            lines.push(format!("snapshot '{}' is served", safe(name)));
+        }
         if let Some(space) = &volume.space {
             let size = |blocks: u64| HumanBytes(blocks.saturating_mul(space.block_size_bytes));
             let mut line = format!(
@@ -302,9 +306,9 @@ impl<'s> Rates<'s> {
             );
             if let Some(snapshots) = volume.snapshots.filter(|all| all.count > 0) {
                 line.push_str(&format!(
-                    ", {} kept by {} snapshots",
+                    ", {} kept by {}",
                     HumanBytes(snapshots.pinned_bytes),
-                    HumanCount(snapshots.count)
+                    Count(snapshots.count, "snapshot")
                 ));
             }
             lines.push(line);
@@ -323,7 +327,8 @@ impl<'s> Rates<'s> {
             lines.push(line);
         }
         if let Some(left) = volume.frozen_for_seconds {
-            lines.push(format!("frozen for {left:.0} seconds more"));
+            let left = Count(left.round() as u64, "second");
+            lines.push(format!("frozen for {left} more"));
         }
         text.push_str(&lines.join("\n"));
         text.push('\n');

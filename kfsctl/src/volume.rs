@@ -192,7 +192,10 @@ fn snapshot(work: &mut Work, command: &SnapshotCommand) -> anyhow::Result<String
         }
         SnapshotCommand::List => {
             let value = work.request(&Request::SnapshotList {})?;
-            let served = work.executor.served_snapshot()?;
+            let served = match work.as_json {
+                true => None,
+                false => work.executor.served_snapshot()?,
+            };
             work.show(&value, |all: Vec<SnapshotInfo>| {
                 let served =
                     served.map(|name| format!("kfsd serves '{name}', in place of the volume\n"));

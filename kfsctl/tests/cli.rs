@@ -172,6 +172,28 @@ fn an_idle_image_is_read() {
     assert!(value["daemon"].is_null());
 }
 
+/// As Linux's statfs has it, also where the superblock counts clusters.
+#[test]
+fn an_idle_image_has_the_size_that_linux_says() {
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("disk.img");
+    for (features, blocks) in [("^bigalloc", "277623"), ("bigalloc", "293888")] {
+        let _ = std::fs::remove_file(&image);
+        let made = Command::new("mke2fs")
+            .args(["-q", "-t", "ext4", "-b", "1024", "-O", features])
+            .arg(&image)
+            .arg("300M")
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{made:?}");
+        let args = ["--image", image.to_str().unwrap(), "status", "--json"];
+        let output = kfsctl(directory.path(), &args);
+        let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let total = &value["volume"]["space"]["total_blocks"];
+        assert_eq!(total.to_string(), blocks, "{features}");
+    }
+}
+
 #[test]
 fn what_is_no_image_is_told_so() {
     let directory = tempfile::tempdir().unwrap();
