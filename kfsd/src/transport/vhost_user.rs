@@ -29,7 +29,7 @@ use vmm_sys_util::event::{
 use super::guest_buffers::Memory;
 use super::offload::Offload;
 use super::socket::Socket;
-use super::worker::QueueWorker;
+use super::worker::{Drained, QueueWorker};
 use crate::fuse::{FileSystem, Session};
 
 /// Most entries of a queue.
@@ -92,6 +92,8 @@ struct Device {
     workers: Vec<QueueWorker>,
     offload: Offload,
     exits: Vec<(EventConsumer, EventNotifier)>,
+    /// For each queue: it holds more than was served in one go.
+    more: Vec<(EventConsumer, EventNotifier)>,
     /// Descriptors that the library takes and does not close, see `close_leaked`.
     leaked: Mutex<Vec<RawFd>>,
 }
@@ -106,16 +108,46 @@ impl Device {
             QueueWorker::new(session.clone(), memory, offload, warnings.clone())
         };
         let flags = EventFlag::NONBLOCK | EventFlag::CLOEXEC;
+        let events = || (0..queues).map(|_| new_event_consumer_and_notifier(flags));
         Ok(Self {
             config: config_space(options),
             workers: (0..queues).map(worker).collect(),
-            exits: (0..queues)
-                .map(|_| new_event_consumer_and_notifier(flags))
-                .collect::<io::Result<_>>()?,
+            exits: events().collect::<io::Result<_>>()?,
+            more: events().collect::<io::Result<_>>()?,
             leaked: Mutex::default(),
             offload,
             session,
         })
+    }
+
+    /// The number that the library gives the events of `more`: those below are its own.
+    fn more_event(&self) -> u16 {
+        self.workers.len() as u16 + 1
+    }
+
+    /// Has the threads of the queues listen for what we tell ourselves.
+    fn listen_for_more(&self, daemon: &VhostUserDaemon<DeviceRef>) -> io::Result<()> {
+        for (handler, (consumer, _)) in daemon.get_epoll_handlers().iter().zip(&self.more) {
+            let event = self.more_event().into();
+            handler.register_listener(consumer.as_raw_fd(), EventSet::IN, event)?;
+        }
+        Ok(())
+    }
+
+    /// Serves a queue. What is left waits until the thread has looked whether it is to end.
+    fn drain(&self, event: u16, queue: usize, vring: &VringMutex) -> io::Result<()> {
+        let (Some(worker), Some((consumer, notifier))) =
+            (self.workers.get(queue), self.more.get(queue))
+        else {
+            return Ok(());
+        };
+        if event == self.more_event() {
+            consumer.consume()?;
+        }
+        match worker.drain(vring) {
+            Drained::All => Ok(()),
+            Drained::Some => notifier.notify(),
+        }
     }
 
     /// Closes the exit events that the library turned into bare descriptors. To be called when its
@@ -200,14 +232,16 @@ impl VhostUserBackend for DeviceRef {
 
     fn handle_event(
         &self,
-        _event: u16,
+        event: u16,
         _events: EventSet,
         vrings: &[VringMutex],
         thread_id: usize,
     ) -> io::Result<()> {
         // Each thread has one queue. An error here would end the thread for good.
-        if let (Some(worker), Some(vring)) = (self.0.workers.get(thread_id), vrings.first()) {
-            worker.drain(vring);
+        if let Some(vring) = vrings.first()
+            && let Err(error) = self.0.drain(event, thread_id, vring)
+        {
+            log::error!("queue {thread_id}: an event cannot be used: {error}");
         }
         Ok(())
     }
@@ -326,6 +360,7 @@ impl VhostUserServer {
         let device_ref = DeviceRef(device.clone());
         let mut daemon =
             VhostUserDaemon::new("vhost-user".into(), device_ref, memory).map_err(protocol)?;
+        device.listen_for_more(&daemon)?;
         let started = self.socket.listener().map_err(DeviceError::Io);
         let result = started.and_then(|mut listener| {
             daemon.start(&mut listener).map_err(protocol)?;

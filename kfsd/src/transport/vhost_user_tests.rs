@@ -1,36 +1,28 @@
 //! The device against a monitor and a driver of our own, honest and hostile.
 
-use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserProtocolFeatures};
-use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
-use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vhost::VhostBackend;
+use vhost::vhost_user::VhostUserFrontend;
+use vhost::vhost_user::message::VhostUserConfigFlags;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::super::socket::Socket;
 use super::*;
-use crate::fuse::abi::{EntryOut, InHeader, InitIn, InitInExt, Opcode, OutHeader, ReadIn, WriteIn};
+use crate::fuse::abi::{EntryOut, InHeader, Opcode, ReadIn, WriteIn};
 use crate::fuse::tiny::{FILE, TinyFs};
+use guest::{
+    AVAIL, Descriptor, Guest, INDIRECT, MEMORY_SIZE, NEXT, PATIENCE, QUEUE_SIZE, REPLY, REQUEST,
+    USED, WRITE, error,
+};
 
-const MEMORY_SIZE: usize = 16 << 20;
-const QUEUE_SIZE: u16 = 64;
-const PATIENCE: Duration = Duration::from_secs(10);
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
-const INDIRECT: u16 = 4;
-/// Where the queues' structures and the buffers of requests and replies lie.
-const QUEUE_STRIDE: u64 = 0x1_0000;
-const AVAIL: u64 = 0x4000;
-const USED: u64 = 0x8000;
-const REQUEST: u64 = 0x10_0000;
-const REPLY: u64 = 0x80_0000;
+#[path = "vhost_user_guest.rs"]
+mod guest;
 
 /// A served tiny file system.
 struct Served {
@@ -61,6 +53,10 @@ fn serve(options: DeviceOptions) -> Served {
 }
 
 impl Served {
+    fn connect(&self) -> Guest {
+        Guest::connect(&self.dir.path().join("sock"))
+    }
+
     fn stop(self) {
         self.stopper.stop();
         self.thread.join().unwrap().unwrap();
@@ -68,204 +64,10 @@ impl Served {
     }
 }
 
-struct GuestQueue {
-    base: u64,
-    avail: u16,
-    used: u16,
-    kick: EventFd,
-    call: EventFd,
-}
-
-/// A monitor with a guest in it.
-struct Guest {
-    frontend: Frontend,
-    memory: GuestMemoryMmap,
-    queues: Vec<GuestQueue>,
-}
-
-type Descriptor = (u64, u32, u16, u16);
-
-impl Guest {
-    fn connect(served: &Served) -> Self {
-        let path = served.dir.path().join("sock");
-        let mut frontend = Frontend::connect(path, 3).unwrap();
-        let fd = rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-        let file = File::from(fd);
-        file.set_len(MEMORY_SIZE as u64).unwrap();
-        let region = (GuestAddress(0), MEMORY_SIZE, Some(FileOffset::new(file, 0)));
-        let memory = GuestMemoryMmap::from_ranges_with_files([region]).unwrap();
-        frontend.set_owner().unwrap();
-        let features = frontend.get_features().unwrap();
-        frontend.set_features(features).unwrap();
-        let protocol = frontend.get_protocol_features().unwrap();
-        frontend.set_protocol_features(protocol).unwrap();
-        assert!(protocol.contains(VhostUserProtocolFeatures::CONFIG));
-        let infos: Vec<_> = memory
-            .iter()
-            .map(|r| VhostUserMemoryRegionInfo::from_guest_region(r).unwrap())
-            .collect();
-        frontend.set_mem_table(&infos).unwrap();
-        let mut guest = Self {
-            frontend,
-            memory,
-            queues: Vec::new(),
-        };
-        for index in 0..3 {
-            guest.add_queue(index, infos[0].userspace_addr);
-        }
-        guest
-    }
-
-    fn add_queue(&mut self, index: usize, user_base: u64) {
-        let base = index as u64 * QUEUE_STRIDE;
-        let event = || EventFd::new(EFD_NONBLOCK).unwrap();
-        let (kick, call) = (event(), event());
-        let config = VringConfigData {
-            queue_max_size: QUEUE_SIZE,
-            queue_size: QUEUE_SIZE,
-            flags: 0,
-            desc_table_addr: user_base + base,
-            used_ring_addr: user_base + base + USED,
-            avail_ring_addr: user_base + base + AVAIL,
-            log_addr: None,
-        };
-        let frontend = &mut self.frontend;
-        frontend.set_vring_num(index, QUEUE_SIZE).unwrap();
-        frontend.set_vring_addr(index, &config).unwrap();
-        frontend.set_vring_base(index, 0).unwrap();
-        frontend.set_vring_call(index, &call).unwrap();
-        frontend.set_vring_kick(index, &kick).unwrap();
-        frontend.set_vring_enable(index, true).unwrap();
-        self.queues.push(GuestQueue {
-            base,
-            avail: 0,
-            used: 0,
-            kick,
-            call,
-        });
-    }
-
-    fn put<T: vm_memory::ByteValued>(&self, at: u64, value: T) {
-        self.memory.write_obj(value, GuestAddress(at)).unwrap();
-    }
-
-    fn put_descriptors(&self, table: u64, chain: &[Descriptor]) {
-        for (index, &(address, len, flags, next)) in chain.iter().enumerate() {
-            let at = table + index as u64 * 16;
-            self.put(at, address);
-            self.put(at + 8, len);
-            self.put(at + 12, flags);
-            self.put(at + 14, next);
-        }
-    }
-
-    /// Offers the chain that starts at `head` and does not wait.
-    fn offer(&mut self, queue: usize, head: u16) {
-        let (base, avail) = (self.queues[queue].base, self.queues[queue].avail);
-        let slot = base + AVAIL + 4 + u64::from(avail % QUEUE_SIZE) * 2;
-        self.put(slot, head);
-        self.queues[queue].avail = avail.wrapping_add(1);
-        self.put(base + AVAIL + 2, avail.wrapping_add(1));
-        // used_event: a notification for each chain.
-        let used_event = base + AVAIL + 4 + u64::from(QUEUE_SIZE) * 2;
-        self.put(used_event, self.queues[queue].used);
-        self.queues[queue].kick.write(1).unwrap();
-    }
-
-    /// Waits for the next used chain and returns its head and length.
-    fn wait(&mut self, queue: usize) -> (u32, u32) {
-        let deadline = Instant::now() + PATIENCE;
-        let q = &mut self.queues[queue];
-        loop {
-            let at = GuestAddress(q.base + USED + 2);
-            let index: u16 = self.memory.read_obj(at).unwrap();
-            if index != q.used {
-                break;
-            }
-            assert!(Instant::now() < deadline, "the device does not answer");
-            std::thread::sleep(Duration::from_micros(200));
-        }
-        let at = q.base + USED + 4 + u64::from(q.used % QUEUE_SIZE) * 8;
-        q.used = q.used.wrapping_add(1);
-        let entry: [u32; 2] = [0, 4].map(|o| self.memory.read_obj(GuestAddress(at + o)).unwrap());
-        (entry[0], entry[1])
-    }
-
-    fn run(&mut self, queue: usize, chain: &[Descriptor]) -> u32 {
-        self.put_descriptors(self.queues[queue].base, chain);
-        self.offer(queue, 0);
-        let (head, len) = self.wait(queue);
-        assert_eq!(head, 0);
-        len
-    }
-
-    /// A whole request in the manner of Linux: header, arguments and data each in a descriptor of
-    /// their own, and the same for the reply.
-    fn call(
-        &mut self,
-        queue: usize,
-        opcode: Opcode,
-        node: u64,
-        parts: &[&[u8]],
-        room: u32,
-    ) -> Vec<u8> {
-        let len = parts.iter().map(|part| part.len()).sum::<usize>();
-        let header = InHeader {
-            len: 40 + len as u32,
-            opcode: opcode as u32,
-            unique: 5,
-            nodeid: node,
-            ..InHeader::default()
-        };
-        let mut chain = Vec::new();
-        let mut at = REQUEST;
-        for part in std::iter::once(&header.as_bytes()).chain(parts) {
-            self.memory.write_slice(part, GuestAddress(at)).unwrap();
-            let next = chain.len() as u16 + 1;
-            chain.push((at, part.len() as u32, NEXT, next));
-            at += part.len() as u64 + 100;
-        }
-        let next = chain.len() as u16 + 1;
-        if room > 0 {
-            chain.push((REPLY, 16, WRITE | NEXT, next));
-            chain.push((REPLY + 4096, room, WRITE, 0));
-        } else {
-            chain.push((REPLY, 16, WRITE, 0));
-        }
-        let used = self.run(queue, &chain);
-        let mut reply = vec![0; 16 + room as usize];
-        let (head, body) = reply.split_at_mut(16);
-        self.memory.read_slice(head, GuestAddress(REPLY)).unwrap();
-        self.memory
-            .read_slice(body, GuestAddress(REPLY + 4096))
-            .unwrap();
-        reply.truncate(used as usize);
-        reply
-    }
-
-    fn init(&mut self) {
-        let init = InitIn {
-            major: 7,
-            minor: 41,
-            max_readahead: 1 << 17,
-            flags: u32::MAX,
-        };
-        let ext = InitInExt::default();
-        let reply = self.call(1, Opcode::Init, 0, &[init.as_bytes(), ext.as_bytes()], 64);
-        assert_eq!(error(&reply), 0);
-    }
-}
-
-fn error(reply: &[u8]) -> i32 {
-    let (header, _) = OutHeader::read_from_prefix(reply).unwrap();
-    assert_eq!((header.len as usize, header.unique), (reply.len(), 5));
-    header.error
-}
-
 #[test]
 fn requests_are_answered_on_every_queue() {
     let served = serve(options());
-    let mut guest = Guest::connect(&served);
+    let mut guest = served.connect();
     guest.init();
     for queue in [1, 2] {
         let reply = guest.call(queue, Opcode::Lookup, 1, &[b"f\0"], 128);
@@ -295,7 +97,7 @@ fn requests_are_answered_on_every_queue() {
 #[test]
 fn data_is_moved_and_indirect_tables_work() {
     let served = serve(options());
-    let mut guest = Guest::connect(&served);
+    let mut guest = served.connect();
     guest.init();
     let data: Vec<u8> = (0..300_000u32).map(|i| (i / 7) as u8).collect();
     let write = WriteIn {
@@ -364,7 +166,7 @@ fn data_is_moved_and_indirect_tables_work() {
 #[test]
 fn hostile_chains_are_given_back_and_the_queue_goes_on() {
     let served = serve(options());
-    let mut guest = Guest::connect(&served);
+    let mut guest = served.connect();
     guest.init();
     let end = MEMORY_SIZE as u64;
     let table = 0x9_0000;
@@ -448,7 +250,7 @@ fn offer_fsync(guest: &mut Guest) {
 #[test]
 fn a_slow_flush_holds_up_nobody() {
     let served = serve(options());
-    let mut guest = Guest::connect(&served);
+    let mut guest = served.connect();
     guest.init();
     let closed = served.fs.gate.lock();
     offer_fsync(&mut guest);
@@ -463,7 +265,7 @@ fn a_slow_flush_holds_up_nobody() {
 #[test]
 fn stopping_a_queue_waits_for_its_requests() {
     let served = serve(options());
-    let mut guest = Guest::connect(&served);
+    let mut guest = served.connect();
     guest.init();
     std::thread::scope(|scope| {
         let closed = served.fs.gate.lock();
@@ -482,11 +284,43 @@ fn stopping_a_queue_waits_for_its_requests() {
     served.stop();
 }
 
+/// Its rings lie upon each other: each chain that is given back is another one that is offered.
+#[test]
+fn a_queue_without_an_end_ends_with_its_monitor() {
+    let served = serve(options());
+    let mut guest = served.connect();
+    guest.init();
+    guest.frontend.get_vring_base(1).unwrap();
+    let (base, memory) = (guest.queues[1].base, guest.memory.clone());
+    guest.put_descriptors(base, &[(REPLY, 40, 0, 0)]);
+    let index = GuestAddress(base + USED + 2);
+    let ring = usize::from(QUEUE_SIZE) * 8 + 6;
+    memory
+        .write_slice(&vec![0; ring], GuestAddress(base + USED))
+        .unwrap();
+    memory.write_obj(1u16, index).unwrap();
+    guest.queues.truncate(1);
+    guest.add_queue(1, USED);
+    guest.queues[1].kick.write(1).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    // More than are served in one go.
+    while memory.read_obj::<u16>(index).unwrap() < 2000 {
+        assert!(Instant::now() < deadline, "the queue stands still");
+        std::thread::yield_now();
+    }
+    drop(guest);
+    while served.fs.ended.load(Ordering::Relaxed) == 0 {
+        assert!(Instant::now() < deadline, "the session does not end");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    served.stop();
+}
+
 #[test]
 fn a_second_monitor_gets_a_session_of_its_own() {
     let served = serve(options());
     for round in 1..4 {
-        let mut guest = Guest::connect(&served);
+        let mut guest = served.connect();
         guest.init();
         let reply = guest.call(2, Opcode::Lookup, 1, &[b"f\0"], 128);
         assert_eq!(error(&reply), 0);
@@ -508,10 +342,10 @@ fn connections_leak_no_descriptors() {
     let count = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     let connect = |rounds: u64| {
         for _ in 0..rounds {
-            drop(Guest::connect(&served));
+            drop(served.connect());
         }
         // The next one is served only when the one before is gone.
-        let guest = Guest::connect(&served);
+        let guest = served.connect();
         let open = count();
         drop(guest);
         open
@@ -529,14 +363,14 @@ fn once_means_once() {
         once: true,
         ..options()
     });
-    drop(Guest::connect(&served));
+    drop(served.connect());
     served.thread.join().unwrap().unwrap();
 }
 
 #[test]
 fn the_configuration_space_has_tag_and_queues() {
     let served = serve(options());
-    let mut guest = Guest::connect(&served);
+    let mut guest = served.connect();
     let flags = VhostUserConfigFlags::empty();
     let (_, config) = guest.frontend.get_config(0, 44, flags, &[0; 44]).unwrap();
     assert_eq!(&config[..5], b"myfs\0");
@@ -571,7 +405,7 @@ fn nonsense_on_the_socket_costs_only_the_connection() {
         // It hangs up; that some bytes were not read may show as a reset.
         let _ = stream.read_to_end(&mut rest);
     }
-    let mut guest = Guest::connect(&served);
+    let mut guest = served.connect();
     guest.init();
     served.stop();
 }

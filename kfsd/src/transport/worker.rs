@@ -20,8 +20,20 @@ use crate::fuse::{Scratch, Session};
 
 /// Bad chains of a connection that are logged; a hostile guest could fill the disk with more.
 const MAX_WARNINGS: u32 = 10;
+/// Chains that are served in one go. A guest that offers more and more, or whose rings lie upon each other, so
+/// that each reply is a request, would keep the thread from ever hearing that the monitor has gone.
+const CHAINS_AT_ONCE: usize = 256;
 /// How long stopping a queue waits for the requests that are being served.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is left of a queue that was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drained {
+    /// Nothing; it will notify us again.
+    All,
+    /// There may be more, and nothing notifies us.
+    Some,
+}
 
 /// The thread of one queue.
 pub struct QueueWorker {
@@ -72,29 +84,34 @@ impl QueueWorker {
         }
     }
 
-    /// Serves all that a queue holds, until it is empty and will notify us again.
-    pub fn drain(&self, vring: &VringMutex) {
+    /// Serves what a queue holds, up to a bound.
+    pub fn drain(&self, vring: &VringMutex) -> Drained {
         let mut state = self.state.lock();
         let unusable = |error| {
             self.queue
                 .warn(&format!("the queue cannot be used: {error}"));
+            Drained::All
         };
+        let mut left = CHAINS_AT_ONCE;
         loop {
             if let Err(error) = vring.disable_notification() {
                 return unusable(error);
             }
-            let mut served = false;
+            let before = left;
             while let Some(chain) = self.pop(vring) {
-                served = true;
                 self.serve(&mut state, vring, chain);
+                left -= 1;
+                if left == 0 {
+                    return Drained::Some;
+                }
             }
             match vring.enable_notification() {
                 // More came before notifications were on.
-                Ok(true) if served => {}
-                Ok(false) => return,
+                Ok(true) if left < before => {}
+                Ok(false) => return Drained::All,
                 // The queue says that it holds something and gives nothing: its index lies, or it
                 // was stopped.
-                Ok(true) => return,
+                Ok(true) => return Drained::All,
                 Err(error) => return unusable(error),
             }
         }
