@@ -18,6 +18,12 @@ pub enum Corrupt {
         /// What is wrong.
         what: &'static str,
     },
+    /// Heads in the snapshot store are damaged: what they say is lost, and which blocks it was of.
+    #[error("the snapshot store is damaged, and what '{name}' shows is lost; delete it")]
+    SnapshotLost {
+        /// The snapshot's name.
+        name: Box<str>,
+    },
     /// The bytes at offset 1024 are not an ext4 superblock.
     #[error("not an ext2/3/4 file system: superblock magic is {found:#06x}, not 0xef53")]
     SuperblockMagic {

@@ -62,7 +62,7 @@ impl Filesystem {
     /// [`Filesystem::create_snapshot`] for `undo`.
     pub fn begin_restore(&self, name: &str, undo: &str) -> Result<()> {
         let snapshots = &self.volume.snapshots;
-        snapshots.check_table()?;
+        snapshots.check_sound()?;
         let target = snapshots.find(name)?;
         if snapshots.blocks_count_at(target.id)? != self.volume.geometry.blocks_count() {
             return Err(Error::OtherSize);

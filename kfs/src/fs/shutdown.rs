@@ -88,6 +88,7 @@ impl Filesystem {
         journal.commit_all()?;
         journal.checkpoint()?;
         journal.mark_empty()?;
+        self.volume.snapshots.close()?;
         let mut superblock = read_superblock(&**self.volume.device())?;
         self.settle_size(&mut superblock)?;
         self.settle_superblock(&mut superblock);

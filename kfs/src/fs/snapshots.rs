@@ -46,7 +46,7 @@ impl Filesystem {
             return Err(Error::ReadOnly { reason });
         }
         let snapshots = &self.volume.snapshots;
-        snapshots.check_table()?;
+        snapshots.check_sound()?;
         snapshots.check_new(name, comment)?;
         if snapshots.store_inode().is_none() {
             self.make_store()?;

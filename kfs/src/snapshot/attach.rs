@@ -2,8 +2,8 @@
 
 use super::format::Kind;
 use super::index::Index;
-use super::store::{Found, Location, Store};
-use super::table::Table;
+use super::store::{Contents, Found, Location, Order, Store};
+use super::table::{SnapshotRecord, Table};
 use super::{Snapshots, State, view};
 use crate::corrupt::Corrupt;
 use crate::error::Result;
@@ -20,9 +20,10 @@ impl Snapshots {
     /// `Corrupt::SnapshotStore`, `Io`.
     pub fn attach(&self, inode: InodeNr, runs: &[Run], was_closed: bool) -> Result<bool> {
         let opened = Store::open(Arc::clone(&self.device), self.geometry.block_size, runs)?;
-        let Some((store, mut found)) = opened else {
+        let Some((store, contents)) = opened else {
             return Ok(false);
         };
+        let Contents { mut found, lost } = contents;
         self.void_torn_pre_images(&store, &mut found, was_closed)?;
         self.void_torn_table(&store, &mut found, was_closed)?;
         let Some((table, locations)) = self.newest_table(&store, &found)? else {
@@ -39,10 +40,8 @@ impl Snapshots {
         for found in &found {
             enter(&store, &mut state.index, found);
         }
-        let newest_used = found.iter().filter_map(|found| match found.batch.kind {
-            Kind::PreImages { snapshot } => Some(snapshot),
-            Kind::Table { .. } | Kind::Void => None,
-        });
+        let newest_used = found.iter().filter_map(Found::snapshot);
+        self.note_lost(&store, &found, &lost, &table);
         state.table = table;
         state.table.next_id = state
             .table
@@ -64,8 +63,7 @@ impl Snapshots {
         found: &mut [Found],
         was_closed: bool,
     ) -> Result<()> {
-        let is_of_kind = |found: &Found| matches!(found.batch.kind, Kind::PreImages { .. });
-        let last = last_commit(found, is_of_kind);
+        let last = last_commit(found, |found| found.snapshot().is_some());
         if self.are_whole(store, &last)? {
             return Ok(());
         }
@@ -82,18 +80,14 @@ impl Snapshots {
     /// The newest table may be torn, and then the one before counts. If the volume was closed it was whole
     /// once: which snapshots there are is not known then.
     fn void_torn_table(&self, store: &Store, found: &mut [Found], was_closed: bool) -> Result<()> {
-        let is_table = |found: &Found| matches!(found.batch.kind, Kind::Table { .. });
-        let last = last_commit(found, is_table);
+        let last = last_commit(found, Found::is_table);
         if self.are_whole(store, &last)? {
             return Ok(());
         }
         if !was_closed {
             return self.void(store, last);
         }
-        log::error!(
-            "the newest table of snapshots is damaged: the one taken last may be missing, and one that was deleted may be there and show nonsense; delete all of them"
-        );
-        self.table_is_doubtful.store(true, Ordering::Release);
+        self.doubt_table();
         last.into_iter()
             .for_each(|found| found.batch.kind = Kind::Void);
         Ok(())
@@ -145,16 +139,67 @@ impl Snapshots {
         Ok(())
     }
 
-    /// Fails where the newest table is lost: what an older one says is not to be built on.
+    /// What is missing from where heads are damaged is not known, only whose it may be: that of the snapshot
+    /// that was the newest then, at the latest the one of the batch that follows.
+    fn note_lost(&self, store: &Store, found: &[Found], lost: &[(u32, Order)], table: &Table) {
+        let snapshot_after = |order: &Order| {
+            let later = found.iter().filter(|found| found.order > *order);
+            let snapshot = later.filter_map(Found::snapshot).next();
+            snapshot.filter(|_| order.0 != 0).unwrap_or(u32::MAX)
+        };
+        let Some(up_to) = lost.iter().map(|(_, order)| snapshot_after(order)).max() else {
+            return;
+        };
+        let tables = found.iter().filter(|found| found.is_table());
+        let newest = tables.map(|found| found.order).max();
+        let table_is_lost = |(_, order): &(u32, Order)| order.0 == 0 || Some(*order) > newest;
+        if lost.iter().any(table_is_lost) {
+            self.doubt_table();
+        }
+        if table.ids().first().is_none_or(|oldest| *oldest > up_to) {
+            return;
+        }
+        // The damage is to be found again, as long as it matters.
+        lost.iter().for_each(|(nr, _)| store.keep_segment(*nr));
+        self.lost_up_to.store(up_to, Ordering::Release);
+        let mut names = table.snapshots.iter().filter(|record| record.id <= up_to);
+        let newest = names.next_back().map_or("", |record| &record.name);
+        log::error!(
+            "the snapshot store is damaged: what '{newest}' and the snapshots before it show is lost; delete them"
+        );
+    }
+
+    fn doubt_table(&self) {
+        log::error!(
+            "the newest table of snapshots is damaged: the one taken last may be missing, and one that was deleted may be there and show nonsense; delete all of them"
+        );
+        self.table_is_doubtful.store(true, Ordering::Release);
+    }
+
+    /// Fails where the store is not to be built on: its newest table is damaged, or old metadata is lost.
     ///
     /// # Errors
-    /// `Corrupt::SnapshotStore`.
-    pub(crate) fn check_table(&self) -> Result<()> {
-        if !self.table_is_doubtful.load(Ordering::Acquire) {
+    /// `Corrupt::SnapshotStore`, `Corrupt::SnapshotLost`.
+    pub(crate) fn check_sound(&self) -> Result<()> {
+        if self.table_is_doubtful.load(Ordering::Acquire) {
+            let what = "its newest table is damaged; delete all snapshots";
+            return Err(Corrupt::SnapshotStore { what }.into());
+        }
+        let snapshots = self.list();
+        let mut newest_first = snapshots.iter().rev();
+        newest_first.try_for_each(|record| self.check_whole(record))
+    }
+
+    /// Fails for a snapshot that may need what is lost.
+    ///
+    /// # Errors
+    /// `Corrupt::SnapshotLost`.
+    pub(super) fn check_whole(&self, record: &SnapshotRecord) -> Result<()> {
+        if record.id > self.lost_up_to.load(Ordering::Acquire) {
             return Ok(());
         }
-        let what = "its newest table is damaged; delete all snapshots";
-        Err(Corrupt::SnapshotStore { what }.into())
+        let name = record.name.as_str().into();
+        Err(Corrupt::SnapshotLost { name }.into())
     }
 
     /// The newest table with the blocks that hold it; `None` where no snapshot was ever taken, or none is
@@ -164,8 +209,7 @@ impl Snapshots {
         store: &Store,
         found: &[Found],
     ) -> Result<Option<(Table, Vec<Location>)>> {
-        let is_table = |found: &&Found| matches!(found.batch.kind, Kind::Table { .. });
-        if let Some(newest) = found.iter().rev().find(is_table) {
+        if let Some(newest) = found.iter().rev().find(|found| found.is_table()) {
             return self.read_table(store, newest).map(Some);
         }
         // The first one's superblock comes before the first table.

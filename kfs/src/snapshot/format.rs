@@ -7,7 +7,8 @@
 //! ```
 //!
 //! All numbers are little-endian. A batch counts when its segment's sequence number is in it: what a
-//! segment's earlier life has left behind does not.
+//! segment's earlier life has left behind does not. A sealed segment says where its batches end: so it is noticed
+//! when a head of one is lost.
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -30,7 +31,8 @@ struct RawSegment {
     magic: [u8; 8],
     store: StoreId,
     sequence: U64,
-    reserved: [u8; 28],
+    end: U32,
+    reserved: [u8; 24],
     checksum: U32,
 }
 
@@ -63,6 +65,15 @@ struct RawEntry {
     /// crc32c of the content.
     checksum: U32,
     reserved: U32,
+}
+
+/// What the head of a segment says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SegmentHead {
+    /// Of this life of the segment.
+    pub(super) sequence: u64,
+    /// The seal: the block behind its last batch, counted from the head. 0 while it has none.
+    pub(super) end: u32,
 }
 
 /// What a batch holds.
@@ -112,12 +123,13 @@ pub(super) fn blocks_for(payload: u64) -> u64 {
 }
 
 /// A segment's first block.
-pub(super) fn encode_segment(block_size: usize, store: StoreId, sequence: u64) -> Vec<u8> {
+pub(super) fn encode_segment(block_size: usize, store: StoreId, head: SegmentHead) -> Vec<u8> {
     let mut raw = RawSegment {
         magic: SEGMENT_MAGIC,
         store,
-        sequence: sequence.into(),
-        reserved: [0; 28],
+        sequence: head.sequence.into(),
+        end: head.end.into(),
+        reserved: [0; 24],
         checksum: 0.into(),
     };
     raw.checksum = crc32c::crc32c(&raw.as_bytes()[..60]).into();
@@ -126,18 +138,28 @@ pub(super) fn encode_segment(block_size: usize, store: StoreId, sequence: u64) -
     block
 }
 
-/// The sequence number of a segment that belongs to the store.
-pub(super) fn decode_segment(block: &[u8], store: StoreId) -> Option<u64> {
+/// The head of a segment that belongs to the store.
+pub(super) fn decode_segment(block: &[u8], store: StoreId) -> Option<SegmentHead> {
     let (raw, _) = RawSegment::read_from_prefix(block).ok()?;
     let checksum = crc32c::crc32c(&raw.as_bytes()[..60]);
     let ours = raw.magic == SEGMENT_MAGIC && raw.store == store;
-    (ours && raw.checksum.get() == checksum).then(|| raw.sequence.get())
+    (ours && raw.checksum.get() == checksum).then(|| SegmentHead {
+        sequence: raw.sequence.get(),
+        end: raw.end.get(),
+    })
 }
 
 /// The store that a segment belongs to, whichever it is.
 pub(super) fn store_of_segment(block: &[u8]) -> Option<StoreId> {
     let (raw, _) = RawSegment::read_from_prefix(block).ok()?;
     decode_segment(block, raw.store).map(|_| raw.store)
+}
+
+/// Whether something was in the place of a segment's head that is none any more. A head lies in one sector,
+/// which a power cut leaves as it was or as it was to be.
+pub(super) fn is_damaged_segment(block: &[u8]) -> bool {
+    let is_zero = block[..ENTRIES_OFFSET].iter().all(|byte| *byte == 0);
+    !is_zero && store_of_segment(block).is_none()
 }
 
 impl Batch {
@@ -177,6 +199,13 @@ impl Batch {
         raw.checksum = checksum(&raw, &block[ENTRIES_OFFSET..end]).into();
         block[..ENTRIES_OFFSET].copy_from_slice(raw.as_bytes());
         block
+    }
+
+    /// The life of the segment that a head of a batch belongs to, whichever it is.
+    pub(super) fn sequence(block: &[u8], store: StoreId) -> Option<u64> {
+        let (raw, _) = RawBatch::read_from_prefix(block).ok()?;
+        let sequence = raw.sequence.get();
+        Self::decode(block, store, sequence).map(|_| sequence)
     }
 
     /// A head of a batch that belongs to this life of this segment.
@@ -239,10 +268,13 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        assert_eq!(
-            decode_segment(&encode_segment(1024, [1; 16], 9), [1; 16]),
-            Some(9)
-        );
+        let head = SegmentHead {
+            sequence: 9,
+            end: 61,
+        };
+        let segment = encode_segment(1024, [1; 16], head);
+        assert_eq!(decode_segment(&segment, [1; 16]), Some(head));
+        assert!(!is_damaged_segment(&segment) && !is_damaged_segment(&[0; 1024]));
         let block = batch().encode(1024, [1; 16], 9);
         assert_eq!(Batch::decode(&block, [1; 16], 9), Some(batch()));
         assert_eq!(entries_max(1024), 60);
@@ -254,6 +286,8 @@ mod tests {
         let block = batch().encode(1024, [1; 16], 9);
         assert_eq!(Batch::decode(&block, [1; 16], 8), None);
         assert_eq!(Batch::decode(&block, [2; 16], 9), None);
+        assert_eq!(Batch::sequence(&block, [1; 16]), Some(9));
+        assert!(is_damaged_segment(&block));
         for at in 0..64 + 60 * 16 {
             let mut flipped = block.clone();
             flipped[at] ^= 1;

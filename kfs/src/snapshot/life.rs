@@ -8,7 +8,7 @@ use super::format::{Kind, entries_max};
 use super::store::{Location, Store};
 use super::table::{COMMENT_MAX, NAME_MAX, SnapshotRecord, Table};
 use super::{Snapshots, State};
-use crate::error::{Error, IoOp, Result};
+use crate::error::{Error, Result};
 use crate::ids::BlockNr;
 use crate::time::Timestamp;
 use std::sync::atomic::Ordering;
@@ -70,7 +70,7 @@ impl Snapshots {
         };
         let pre_image = store.append(kind, &[(block.0, content)])?;
         // The table that counts must not be durable without it.
-        self.flush()?;
+        store.flush_appended()?;
         let written = self.write_table(&store, &table)?;
         let mut state = self.state.write();
         state.index.add(record.id);
@@ -164,7 +164,7 @@ impl Snapshots {
         bytes.resize(bytes.len().next_multiple_of(size), 0);
         let content: Vec<(u64, &[u8])> = bytes.chunks_exact(size).map(|block| (0, block)).collect();
         let locations = store.append(kind, &content)?;
-        self.flush()?;
+        store.flush_appended()?;
         Ok(locations)
     }
 
@@ -179,11 +179,12 @@ impl Snapshots {
         std::mem::replace(&mut state.table_blocks, written)
     }
 
-    fn flush(&self) -> Result<()> {
-        self.device.flush().map_err(|source| Error::Device {
-            op: IoOp::Flush,
-            source,
-        })
+    /// Ends the store with the volume: nothing is appended any more.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub(crate) fn close(&self) -> Result<()> {
+        self.store().map_or(Ok(()), |store| store.seal_all())
     }
 }
 

@@ -7,6 +7,7 @@
 //! ```
 //!
 //! - `format.rs`, `table.rs`, `store.rs`: the store on disk, a hidden file of the volume
+//! - `seal.rs`: how a lost head in it is noticed
 //! - `index.rs`: where the old content of which block is
 //! - `sink.rs`: takes old content when a block joins a transaction, and writes it before the commit
 //! - `kept.rs`: which blocks of a group may neither be overwritten nor handed out
@@ -26,6 +27,7 @@ mod growth;
 mod index;
 mod kept;
 mod life;
+mod seal;
 mod sink;
 mod store;
 mod table;
@@ -73,6 +75,8 @@ pub struct Snapshots {
     sizes: Mutex<HashMap<u32, u64>>,
     /// The newest table is damaged.
     table_is_doubtful: AtomicBool,
+    /// Old metadata is lost that snapshots with ids up to this one may need.
+    lost_up_to: AtomicU32,
     /// Damage of old content is logged once.
     damage_is_told: AtomicBool,
 }
@@ -127,6 +131,7 @@ impl Snapshots {
             reserved: Mutex::default(),
             sizes: Mutex::default(),
             table_is_doubtful: AtomicBool::new(false),
+            lost_up_to: AtomicU32::new(0),
             damage_is_told: AtomicBool::new(false),
         })
     }

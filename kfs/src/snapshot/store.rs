@@ -5,9 +5,10 @@
 //! snapshots, so blocks that were the store's when a snapshot was taken are the store's still.
 
 use super::format::{
-    Batch, Entry, Kind, SEGMENT_BLOCKS, StoreId, blocks_for, decode_segment, encode_segment,
-    entries_max, store_of_segment,
+    Batch, Entry, Kind, SEGMENT_BLOCKS, SegmentHead, StoreId, blocks_for, decode_segment,
+    encode_segment, entries_max, is_damaged_segment, store_of_segment,
 };
+use super::seal::Seals;
 use crate::corrupt::Corrupt;
 use crate::error::{Error, IoOp, Result};
 use crate::ids::{BlockNr, Run};
@@ -36,27 +37,42 @@ pub(super) struct Store {
     /// Where the file's blocks are, in order.
     runs: RwLock<Vec<Run>>,
     /// Held by the one who appends; the state's lock is not held over I/O.
-    appending: Mutex<()>,
-    state: Mutex<State>,
+    pub(super) appending: Mutex<()>,
+    pub(super) state: Mutex<State>,
 }
 
 #[derive(Default)]
-struct State {
-    segments: Vec<Segment>,
+pub(super) struct State {
+    pub(super) segments: Vec<Segment>,
     /// Segments, other than the current one, in which nobody needs anything.
-    free: BTreeSet<u32>,
-    /// The segment that batches are appended to, and its next free block.
-    current: Option<(u32, u32)>,
+    pub(super) free: BTreeSet<u32>,
+    /// The segment that batches are appended to.
+    pub(super) current: Option<u32>,
+    pub(super) seals: Seals,
     next_sequence: u64,
     next_commit: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Segment {
+pub(super) struct Segment {
     /// Of its newest life, 0 when it has had none.
-    sequence: u64,
+    pub(super) sequence: u64,
     /// Blocks in it that somebody needs.
-    needed: u32,
+    pub(super) needed: u32,
+    /// The block behind its last batch, counted from its head.
+    pub(super) end: u32,
+    /// Whether its head says where they end.
+    pub(super) is_sealed: bool,
+}
+
+impl Segment {
+    /// Its head, with a seal.
+    pub(super) fn head(&self) -> SegmentHead {
+        SegmentHead {
+            sequence: self.sequence,
+            end: self.end,
+        }
+    }
 }
 
 /// Where a batch goes.
@@ -69,13 +85,39 @@ struct Place {
     sequence: u64,
 }
 
+/// When a batch was written: segments by sequence, batches by place.
+pub(super) type Order = (u64, u32);
+
+/// What is found when a store is read.
+#[derive(Default)]
+pub(super) struct Contents {
+    /// In the order in which it was written.
+    pub(super) found: Vec<Found>,
+    /// Segments with batches that are not found any more, and from where on.
+    pub(super) lost: Vec<(u32, Order)>,
+}
+
 /// A batch found when the store is read.
 pub(super) struct Found {
-    /// When it was written: segments by sequence, batches by place.
-    order: (u64, u32),
+    pub(super) order: Order,
     pub(super) batch: Batch,
     /// Block within the store of the first block after the head.
     pub(super) first: u32,
+}
+
+impl Found {
+    /// Whether it holds a table.
+    pub(super) fn is_table(&self) -> bool {
+        matches!(self.batch.kind, Kind::Table { .. })
+    }
+
+    /// The newest snapshot when its pre-images were taken, if it holds some.
+    pub(super) fn snapshot(&self) -> Option<u32> {
+        match self.batch.kind {
+            Kind::PreImages { snapshot } => Some(snapshot),
+            Kind::Table { .. } | Kind::Void => None,
+        }
+    }
 }
 
 impl Store {
@@ -99,13 +141,12 @@ impl Store {
         }
     }
 
-    /// Reads a store that lies in `runs`. Also returns its batches, in the order in which they were
-    /// written. `None` when it holds nothing.
+    /// Reads a store that lies in `runs`. `None` when it holds nothing.
     pub(super) fn open(
         device: Arc<dyn BlockDevice>,
         block_size: u32,
         runs: &[Run],
-    ) -> Result<Option<(Self, Vec<Found>)>> {
+    ) -> Result<Option<(Self, Contents)>> {
         // Blocks of the store have numbers of 32 bits; a volume has not more blocks in one file.
         let blocks: u64 = runs.iter().map(|run| u64::from(run.len)).sum();
         if blocks * u64::from(block_size) > device.size_bytes() || blocks > u64::from(u32::MAX) {
@@ -115,56 +156,93 @@ impl Store {
         let mut store = Self::with_id(device, block_size, [0; 16]);
         store.add_runs(runs);
         let count = store.state.lock().segments.len() as u32;
-        let mut head = vec![0; store.block_size];
-        let mut found = Vec::new();
-        let mut newest = 0;
-        for segment in 0..count {
-            store.read(segment * SEGMENT_BLOCKS, &mut head)?;
-            if store.id == [0; 16] {
-                store.id = store_of_segment(&head).unwrap_or_default();
-            }
-            if let Some(sequence) = decode_segment(&head, store.id) {
-                store.state.get_mut().segments[segment as usize].sequence = sequence;
-                newest = newest.max(sequence);
-                store.read_segment(segment, sequence, &mut found)?;
-            }
-        }
-        if newest == 0 {
+        let Some(id) = store.find_id(count)? else {
             return Ok(None);
+        };
+        store.id = id;
+        let mut contents = Contents::default();
+        for segment in 0..count {
+            let read = store.read_segment(segment, &mut contents)?;
+            store.state.get_mut().segments[segment as usize] = read;
         }
-        found.sort_by_key(|found| found.order);
+        contents.found.sort_by_key(|found| found.order);
         let state = store.state.get_mut();
-        state.next_sequence = newest.saturating_add(1);
-        state.next_commit = found
-            .iter()
-            .map(|f| f.batch.commit)
-            .max()
-            .unwrap_or(0)
-            .saturating_add(1);
-        Ok(Some((store, found)))
+        let newest = state.segments.iter().map(|segment| segment.sequence).max();
+        state.next_sequence = newest.unwrap_or(0).saturating_add(1);
+        let commits = contents.found.iter().map(|found| found.batch.commit);
+        let last = commits.max().unwrap_or(0);
+        state.next_commit = last.saturating_add(1);
+        state.seals.attach(&state.segments, last);
+        Ok(Some((store, contents)))
     }
 
-    fn read_segment(&self, segment: u32, sequence: u64, found: &mut Vec<Found>) -> Result<()> {
+    /// The id in the first of so many segments that has one.
+    fn find_id(&self, segments: u32) -> Result<Option<StoreId>> {
         let mut head = vec![0; self.block_size];
+        for segment in 0..segments {
+            self.read(segment * SEGMENT_BLOCKS, &mut head)?;
+            if let Some(id) = store_of_segment(&head) {
+                return Ok(Some(id));
+            }
+        }
+        Ok(None)
+    }
+
+    fn read_segment(&self, segment: u32, contents: &mut Contents) -> Result<Segment> {
+        let mut block = vec![0; self.block_size];
+        self.read(segment * SEGMENT_BLOCKS, &mut block)?;
+        let head = match decode_segment(&block, self.id) {
+            Some(head) => head,
+            None if is_damaged_segment(&block) => {
+                // The first batch knows whose it is.
+                self.read(segment * SEGMENT_BLOCKS + 1, &mut block)?;
+                let Some(sequence) = Batch::sequence(&block, self.id) else {
+                    contents.lost.push((segment, (0, 0)));
+                    return Ok(Segment::default());
+                };
+                SegmentHead { sequence, end: 0 }
+            }
+            None => return Ok(Segment::default()),
+        };
+        let end = self.read_batches(segment, head, &mut contents.found)?;
+        let is_sealed = head.end != 0;
+        if is_sealed && end != head.end {
+            contents.lost.push((segment, (head.sequence, end)));
+        }
+        Ok(Segment {
+            sequence: head.sequence,
+            needed: 0,
+            end,
+            is_sealed,
+        })
+    }
+
+    /// Returns the block behind the last batch that is found.
+    fn read_batches(&self, segment: u32, head: SegmentHead, found: &mut Vec<Found>) -> Result<u32> {
+        let end = match head.end {
+            0 => SEGMENT_BLOCKS,
+            end => end.min(SEGMENT_BLOCKS),
+        };
+        let mut content = vec![0; self.block_size];
         let mut at = 1;
-        while at + 1 < SEGMENT_BLOCKS {
+        while at + 1 < end {
             let block = segment * SEGMENT_BLOCKS + at;
-            self.read(block, &mut head)?;
-            let Some(batch) = Batch::decode(&head, self.id, sequence) else {
-                return Ok(());
+            self.read(block, &mut content)?;
+            let Some(batch) = Batch::decode(&content, self.id, head.sequence) else {
+                break;
             };
             let len = batch.entries.len() as u32;
-            if len > SEGMENT_BLOCKS - at - 1 {
-                return Ok(());
+            if len > end - at - 1 {
+                break;
             }
             found.push(Found {
-                order: (sequence, at),
+                order: (head.sequence, at),
                 batch,
                 first: block + 1,
             });
             at += 1 + len;
         }
-        Ok(())
+        Ok(at)
     }
 
     /// Blocks were added at the end of the file. What does not make up a whole segment waits for more.
@@ -195,9 +273,7 @@ impl Store {
     pub(super) fn has_room_for(&self, content: u64, spare: u64) -> bool {
         let state = self.state.lock();
         let free = state.free.len() as u64;
-        let rest = state
-            .current
-            .map_or(0, |(_, next)| SEGMENT_BLOCKS.saturating_sub(next));
+        let rest = state.room_in_current();
         let room = free.saturating_sub(spare) * u64::from(SEGMENT_BLOCKS - 1) + u64::from(rest);
         free >= spare && blocks_for(content) <= room
     }
@@ -208,9 +284,22 @@ impl Store {
     /// When the device fails, or there is no room: nothing was appended that counts then.
     pub(super) fn append(&self, kind: Kind, content: &[Content<'_>]) -> Result<Vec<Location>> {
         let _one = self.appending.lock();
+        let commit = self.state.lock().begin_append(kind);
+        self.seal_durable()?;
+        self.break_seals(blocks_for(content.len() as u64))?;
+        let appended = self.append_commit(kind, commit, content);
+        self.state.lock().end_append(commit, appended.is_ok());
+        appended
+    }
+
+    fn append_commit(
+        &self,
+        kind: Kind,
+        commit: u64,
+        content: &[Content<'_>],
+    ) -> Result<Vec<Location>> {
         let mut locations = Vec::with_capacity(content.len());
         let mut rest = content;
-        let commit = self.state.lock().new_commit();
         while !rest.is_empty() {
             // A table is one batch.
             let least = match kind {
@@ -221,7 +310,7 @@ impl Store {
             if least > most {
                 return Err(Error::SnapshotStoreFull);
             }
-            let place = self.state.lock().take(least, most)?;
+            let place = self.state.lock().take(least, most, commit)?;
             let (now, later) = rest.split_at(place.len);
             self.append_batch(&place, (kind, commit), now, &mut locations)?;
             rest = later;
@@ -248,7 +337,11 @@ impl Store {
             let checksum = entry.checksum;
             locations.push(Location { block, checksum });
         }
-        let head = encode_segment(self.block_size, self.id, place.sequence);
+        let head = SegmentHead {
+            sequence: place.sequence,
+            end: 0,
+        };
+        let head = encode_segment(self.block_size, self.id, head);
         let batch = Batch {
             kind,
             commit,
@@ -293,10 +386,25 @@ impl Store {
         };
         let head = batch.encode(self.block_size, self.id, found.order.0);
         self.write(found.first - 1, &[&head])?;
+        self.flush()
+    }
+
+    /// Writes a segment's head.
+    pub(super) fn write_head(&self, nr: u32, head: SegmentHead) -> Result<()> {
+        let block = encode_segment(self.block_size, self.id, head);
+        self.write(nr * SEGMENT_BLOCKS, &[&block])
+    }
+
+    pub(super) fn flush(&self) -> Result<()> {
         self.device.flush().map_err(|source| Error::Device {
             op: IoOp::Flush,
             source,
         })
+    }
+
+    /// What was in a segment is not given up.
+    pub(super) fn keep_segment(&self, nr: u32) {
+        self.state.lock().need(nr, 1);
     }
 
     /// Somebody needs a block that was found when the store was opened.
@@ -401,49 +509,75 @@ impl State {
     }
 
     fn note_if_free(&mut self, nr: u32) {
-        let is_current = self.current.is_some_and(|(current, _)| current == nr);
+        let is_current = self.current == Some(nr);
         if !is_current && self.segments[nr as usize].needed == 0 {
             self.free.insert(nr);
         }
     }
 
-    fn new_commit(&mut self) -> u64 {
+    /// The number of a commit that is about to be appended.
+    fn begin_append(&mut self, kind: Kind) -> u64 {
         let commit = self.next_commit;
         self.next_commit = commit.saturating_add(1);
+        if matches!(kind, Kind::PreImages { .. }) {
+            self.seals.begin_pre_images(commit);
+        }
         commit
     }
 
+    /// A commit was appended, or only a part of it.
+    fn end_append(&mut self, commit: u64, is_whole: bool) {
+        self.seals.end_append(commit, is_whole);
+        if !is_whole && let Some(last) = self.current.take() {
+            // What would come behind a batch that is not there would not be found.
+            self.note_if_free(last);
+        }
+    }
+
+    /// Blocks behind the last batch of the current segment.
+    fn room_in_current(&self) -> u32 {
+        self.current.map_or(0, |nr| {
+            SEGMENT_BLOCKS.saturating_sub(self.segments[nr as usize].end)
+        })
+    }
+
     /// Takes a place for a batch of `least` to `most` blocks of content.
-    fn take(&mut self, least: usize, most: usize) -> Result<Place> {
-        let room = |current: Option<(u32, u32)>| match current {
-            // The head takes one.
-            Some((_, next)) => (SEGMENT_BLOCKS.saturating_sub(next + 1)) as usize,
-            None => 0,
-        };
-        if room(self.current) < least {
+    fn take(&mut self, least: usize, most: usize, commit: u64) -> Result<Place> {
+        // The head takes one.
+        if (self.room_in_current() as usize) < least + 1 {
             self.next_segment()?;
         }
-        let len = room(self.current).min(most);
-        let (segment, at) = self
+        let len = (self.room_in_current().saturating_sub(1) as usize).min(most);
+        let nr = self
             .current
             .filter(|_| len >= least)
             .ok_or(Error::SnapshotStoreFull)?;
-        self.current = Some((segment, at + 1 + len as u32));
-        self.need(segment, len as u32);
+        self.need(nr, len as u32);
+        self.seals.note_batch(nr, commit);
+        let segment = &mut self.segments[nr as usize];
+        let at = segment.end;
+        segment.end += 1 + len as u32;
         Ok(Place {
-            segment,
+            segment: nr,
             at,
             len,
-            sequence: self.segments[segment as usize].sequence,
+            sequence: segment.sequence,
         })
     }
 
     /// Goes on in a free segment.
     fn next_segment(&mut self) -> Result<()> {
-        let nr = self.free.pop_first().ok_or(Error::SnapshotStoreFull)?;
-        self.segments[nr as usize].sequence = self.next_sequence;
+        let is_open = |nr: &&u32| !self.segments[**nr as usize].is_sealed;
+        let nr = self.free.iter().find(is_open).copied();
+        let nr = nr.ok_or(Error::SnapshotStoreFull)?;
+        self.free.remove(&nr);
+        self.segments[nr as usize] = Segment {
+            sequence: self.next_sequence,
+            end: 1,
+            ..Segment::default()
+        };
         self.next_sequence = self.next_sequence.saturating_add(1);
-        if let Some((last, _)) = self.current.replace((nr, 1)) {
+        if let Some(last) = self.current.replace(nr) {
             self.note_if_free(last);
         }
         Ok(())

@@ -19,10 +19,12 @@ impl SnapshotDevice {
     /// Shows the snapshot of this name.
     ///
     /// # Errors
-    /// `NotFound`.
+    /// `NotFound`; `Corrupt` where what it shows is lost.
     pub fn open(snapshots: &Arc<Snapshots>, name: &str) -> Result<Self> {
         let mut state = snapshots.state.write();
-        let id = state.table.find(name).ok_or(Error::NotFound)?.id;
+        let record = state.table.find(name).ok_or(Error::NotFound)?;
+        snapshots.check_whole(record)?;
+        let id = record.id;
         if state.deleting == Some(id) {
             return Err(Error::NotFound);
         }
