@@ -49,7 +49,7 @@ fn take_one_more(fs: &Filesystem, round: u64) {
             mode: 0o040_755,
             ..kfs::NewNode::default()
         };
-        if round % 2 == 0 {
+        if round.is_multiple_of(2) {
             fs.create(&root, name.as_bytes(), &node).expect("creates");
         } else {
             fs.rmdir(&root, name.as_bytes()).expect("removes");
