@@ -78,6 +78,7 @@ impl Filesystem {
         protected.extend(orphan_file_runs(&volume)?);
         volume.allocator.protect(&protected);
         let label = superblock.label().to_vec();
+        let overhead = overhead_blocks(&superblock, &geometry);
         let mut fs = Self {
             volume: Arc::new(volume),
             inodes: InodeTable::default(),
@@ -90,8 +91,8 @@ impl Filesystem {
             recovery,
             damage: Damage::default(),
             errors_policy: options.errors.settle(superblock.s_errors.get()),
-            overhead_blocks: AtomicU64::new(overhead_blocks(&geometry)),
-            overhead_before: overhead_blocks(&geometry),
+            overhead_blocks: AtomicU64::new(overhead),
+            overhead_before: overhead,
             has_old_copies: AtomicBool::new(false),
             hides_store: AtomicBool::new(false),
             store_directory: AtomicU32::new(0),
@@ -440,8 +441,14 @@ fn assemble(
     }))
 }
 
-/// Blocks of bitmaps, inode tables, superblocks and descriptors, which statfs(2) does not count.
-fn overhead_blocks(geometry: &Geometry) -> u64 {
+/// Blocks that statfs(2) does not count: of bitmaps, inode tables, superblocks, descriptors and the journal, if who
+/// made the file system has noted them; else without the journal's.
+fn overhead_blocks(superblock: &RawSuperblock, geometry: &Geometry) -> u64 {
+    let clusters = u64::from(superblock.s_overhead_clusters.get());
+    let noted = clusters * u64::from(geometry.cluster_blocks);
+    if noted != 0 && noted < geometry.blocks_count() {
+        return noted;
+    }
     let groups = u64::from(geometry.groups_count());
     let tables = groups * (2 + u64::from(geometry.inode_table_blocks));
     let base = |group| u64::from(geometry.base_metadata_blocks(GroupNr(group)));

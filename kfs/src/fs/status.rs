@@ -76,7 +76,8 @@ impl Filesystem {
     pub fn space(&self) -> SpaceStatus {
         let geometry = &self.volume.geometry;
         let allocator = &self.volume.allocator;
-        let free = allocator.free_blocks();
+        // Groups count clusters.
+        let free = allocator.free_blocks() * u64::from(geometry.cluster_blocks);
         let (low, high) = geometry.uuid.split_at(8);
         let word = |half: &[u8]| {
             half.iter()
