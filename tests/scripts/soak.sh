@@ -30,7 +30,7 @@ part limits 2 "the limits, with 1000000 names in a directory" env KFS_LIMITS_ENT
 part pjdfstest 50 "397 tests" tests/scripts/pjdfstest.sh
 part stress 20 "ten minutes of dbench, stress-ng and snapshots" tests/scripts/stress.sh 600
 part crash 50 "20 workloads, and what else crash.rs has" env KFS_CRASH_SEEDS=20 KFS_CRASH_FIRST={}000 KFS_CRASH_PAIRS=1 KFS_CRASH_TRIPLES=200 cargo test -q -p kfs-tests --test crash
-part snapshots 50 "20000 operations with snapshots, 20 workloads of power cuts" env KFS_SNAPSHOT_SEEDS=1 KFS_SNAPSHOT_STEPS=20000 KFS_CRASH_SEEDS=20 KFS_SNAPSHOT_ROUNDS=100 KFS_MOVE_ROUNDS=10000 KFS_FIRST_SEED={}000 cargo test -q -p kfs-tests --test snapshots --test snapshot_writers
+part snapshots 50 "20000 operations with snapshots, 20 workloads of power cuts" env KFS_SNAPSHOT_SEEDS=1 KFS_SNAPSHOT_STEPS=20000 KFS_CRASH_SEEDS=20 KFS_SNAPSHOT_ROUNDS=100 KFS_MOVE_ROUNDS=10000 KFS_FIRST_SEED={}000 cargo test -q -p kfs-tests --test snapshots --test snapshot_reuse --test snapshot_writers
 part threads 50 "2000 concurrent histories of each of 4 kinds" env KFS_CONCURRENT_SEEDS=2000 KFS_CONCURRENT_FIRST={}000000 cargo test -q -p kfs-tests --test concurrent
 part fuzz 20 "500000 executions" tests/scripts/fuzz.sh round {}
 part journal 50 "2000 interleavings of the journal" env KFS_SCHEDULES=2000 KFS_SCHEDULES_FIRST={}000000 cargo test -q -p kfs --lib interleavings

@@ -189,7 +189,7 @@ fn deletions_end_between_two() {
     });
     let error = error.expect_err("is ended");
     assert_eq!(error.code, ErrorCode::Cancelled);
-    assert!(error.message.contains("1 of the snapshots"), "{error:?}");
+    assert!(error.message.contains("1 of 3 snapshots"), "{error:?}");
     let left: Vec<String> = fs.snapshots().into_iter().map(|left| left.name).collect();
     assert_eq!(left, ["two", "three"]);
     fs.close().expect("closes");

@@ -64,6 +64,10 @@ impl Seals {
 impl State {
     /// Takes the segments that are to be sealed, with their heads: those that are over and durable, or all.
     fn sealable(&mut self, all: bool) -> Vec<(u32, SegmentHead)> {
+        if all {
+            // Behind a seal nothing would be found.
+            self.current = None;
+        }
         let (current, durable) = (self.current, self.seals.durable);
         let segments = &mut self.segments;
         let mut heads = Vec::new();

@@ -168,7 +168,9 @@ impl Store {
         contents.found.sort_by_key(|found| found.order);
         let state = store.state.get_mut();
         let newest = state.segments.iter().map(|segment| segment.sequence).max();
-        state.next_sequence = newest.unwrap_or(0).saturating_add(1);
+        // Heads of segments that were begun when the power went may be missing: no number is used twice.
+        let begun = 1 + u64::from(count);
+        state.next_sequence = newest.unwrap_or(0).saturating_add(begun);
         let commits = contents.found.iter().map(|found| found.batch.commit);
         let last = commits.max().unwrap_or(0);
         state.next_commit = last.saturating_add(1);
