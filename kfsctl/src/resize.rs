@@ -100,8 +100,9 @@ fn grow(executor: &mut Executor, size: Size, bar: &mut Bar) -> anyhow::Result<(u
     let (size_bytes, is_added) = match size {
         Size::Bytes(bytes) => (bytes, false),
         Size::Added(bytes) => (bytes, true),
-        // Whoever cannot be made smaller says so.
-        Size::Largest | Size::Smallest => (0, false),
+        Size::Largest => (0, false),
+        // Only a daemon is asked for that, and refuses. Nobody is to take it for the largest.
+        Size::Smallest => (1, false),
     };
     let mut request = Request::Resize {
         size_bytes,
