@@ -64,14 +64,14 @@ impl Volume {
     fn new(folder: &Path, name: &str) -> Result<Self> {
         let own = |what: &str| folder.join(format!("{name}.{what}"));
         let (image, dir, control) = (own("img"), own("mnt"), own("control"));
-        // All of it is there, or the host's allocation of blocks is what is measured.
+        // All of it is there, and stays so, or the host's allocation of blocks is what is measured.
         let mut file = File::create(&image)?;
         for _ in 0..IMAGE_BYTES / MIB {
             file.write_all(&[1; MIB as usize])?;
         }
         file.sync_all()?;
         run(Command::new(program("mkfs")?)
-            .args(["-q", "-F"])
+            .args(["-q", "-F", "-E", "nodiscard"])
             .arg(&image))?;
         fs::create_dir(&dir)?;
         let daemon = Daemon::start_with_log(
