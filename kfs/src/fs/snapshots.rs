@@ -141,6 +141,12 @@ impl Filesystem {
         self.volume.snapshots.usage(&self.volume.allocator)
     }
 
+    /// Bytes of the file with old metadata, and bytes of content in it that some snapshot needs.
+    #[must_use]
+    pub fn snapshot_store_bytes(&self) -> (u64, u64) {
+        self.volume.snapshots.store_bytes()
+    }
+
     /// The volume as a snapshot sees it, to be read like any other. While it is open the snapshot cannot
     /// be deleted.
     ///

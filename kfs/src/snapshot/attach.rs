@@ -1,6 +1,6 @@
 //! Opening a volume with snapshots: what the store says, what a crash has torn of it, what is damaged.
 
-use super::format::Kind;
+use super::format::{Kind, Taken};
 use super::index::Index;
 use super::store::{Contents, Found, Location, Order, Store};
 use super::table::{SnapshotRecord, Table};
@@ -9,6 +9,7 @@ use crate::corrupt::Corrupt;
 use crate::error::Result;
 use crate::ids::{BlockNr, InodeNr, Run};
 use crate::layout::superblock::SUPERBLOCK_OFFSET;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -25,6 +26,7 @@ impl Snapshots {
         };
         let Contents { mut found, lost } = contents;
         self.void_torn_pre_images(&store, &mut found, was_closed)?;
+        self.void_torn_copies(&store, &mut found)?;
         self.void_torn_table(&store, &mut found, was_closed)?;
         let Some((table, locations)) = self.newest_table(&store, &found)? else {
             return Ok(false);
@@ -37,11 +39,10 @@ impl Snapshots {
         for id in table.ids() {
             state.index.add(id);
         }
-        for found in &found {
-            enter(&store, &mut state.index, found);
-        }
+        enter_all(&store, &mut state.index, &found);
         let newest_used = found.iter().filter_map(Found::snapshot);
         self.note_lost(&store, &found, &lost, &table);
+        self.tell_of_damage(&store, &found, &state.index)?;
         state.table = table;
         state.table.next_id = state
             .table
@@ -68,12 +69,55 @@ impl Snapshots {
             return Ok(());
         }
         if self.are_in_place(&last, was_closed)? {
-            return self.void(store, last);
+            self.void(store, last)?;
         }
-        // The transaction has committed: they were whole then.
-        log::error!(
-            "the snapshot store is damaged: what the newest snapshot shows cannot all be read"
-        );
+        Ok(())
+    }
+
+    /// Tells of what the last commit and the last copies have lost, if anybody needs it. Of others it is found
+    /// when they are read.
+    fn tell_of_damage(&self, store: &Store, found: &[Found], index: &Index) -> Result<()> {
+        let last = |is_copy| {
+            let of_kind = found.iter().filter(move |found| found.is_copy() == is_copy);
+            let with_content = of_kind.filter(|found| found.pre_images().next().is_some());
+            with_content.map(|found| found.batch.commit).max()
+        };
+        let last = [last(false), last(true)];
+        let in_last = found
+            .iter()
+            .filter(|found| last.contains(&Some(found.batch.commit)));
+        for (taken, block, at) in in_last.flat_map(Found::pre_images) {
+            if index.needs(taken.snapshot, block, at) && !store.is_readable(at)? {
+                log::error!(
+                    "the snapshot store is damaged: what its snapshots show cannot all be read"
+                );
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The last copies may be torn. Then what they are of has not been given up yet, and counts. Where it is gone,
+    /// they were whole once: they are damaged, or nobody needs them.
+    fn void_torn_copies(&self, store: &Store, found: &mut [Found]) -> Result<()> {
+        let last = last_commit(found, Found::is_copy);
+        let Some(commit) = last.first().map(|found| found.batch.commit) else {
+            return Ok(());
+        };
+        if self.are_whole(store, &last)? {
+            return Ok(());
+        }
+        let is_last = |found: &Found| found.is_copy() && found.batch.commit == commit;
+        let others = found.iter().filter(|found| !is_last(found));
+        let originals: HashMap<(u64, Taken), Location> = others
+            .flat_map(Found::pre_images)
+            .map(|(taken, block, at)| ((block, taken), at))
+            .collect();
+        for copies in found.iter_mut().filter(|found| is_last(found)) {
+            if !store.is_whole(copies)? && are_there(store, copies, &originals)? {
+                self.void(store, vec![copies])?;
+            }
+        }
         Ok(())
     }
 
@@ -255,18 +299,46 @@ fn last_commit(found: &mut [Found], is_of_kind: impl Fn(&Found) -> bool) -> Vec<
     found.iter_mut().filter(is_last).collect()
 }
 
-/// Enters the pre-images of a batch.
-fn enter(store: &Store, index: &mut Index, found: &Found) {
-    let Kind::PreImages { snapshot } = found.batch.kind else {
-        return;
-    };
-    for (block, entry) in (found.first..).zip(&found.batch.entries) {
-        let location = Location {
-            block,
-            checksum: entry.checksum,
-        };
-        if index.insert(snapshot, entry.block, location) {
-            store.need(location);
+/// Whether what was copied is there, too.
+fn are_there(
+    store: &Store,
+    copies: &Found,
+    originals: &HashMap<(u64, Taken), Location>,
+) -> Result<bool> {
+    for (taken, block, copy) in copies.pre_images() {
+        let original = originals.get(&(block, taken));
+        let original = original.filter(|at| at.checksum == copy.checksum);
+        if !original.map_or(Ok(false), |at| store.is_readable(*at))? {
+            return Ok(false);
         }
+    }
+    Ok(true)
+}
+
+/// Enters all pre-images in the order in which they were taken. Of those that were copied the last copy counts: what
+/// is left of the others may have been written over.
+fn enter_all(store: &Store, index: &mut Index, found: &[Found]) {
+    let mut enter = |taken: Taken, block, at| {
+        if index.insert(taken.snapshot, block, at) {
+            store.need(at);
+        }
+    };
+    let copies = found.iter().filter(|found| found.is_copy());
+    let copies = copies.flat_map(Found::pre_images);
+    let copies: BTreeMap<(u64, u64), (Taken, Location)> = copies
+        .map(|(taken, block, at)| ((taken.commit, block), (taken, at)))
+        .collect();
+    let mut copies = copies.into_iter().peekable();
+    for found in found.iter().filter(|found| !found.is_copy()) {
+        let is_before = |((commit, _), _): &((u64, u64), _)| *commit <= found.batch.commit;
+        while let Some(((_, block), (taken, at))) = copies.next_if(is_before) {
+            enter(taken, block, at);
+        }
+        for (taken, block, at) in found.pre_images() {
+            enter(taken, block, at);
+        }
+    }
+    for ((_, block), (taken, at)) in copies {
+        enter(taken, block, at);
     }
 }

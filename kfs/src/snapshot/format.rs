@@ -18,6 +18,7 @@ pub(super) const SEGMENT_BLOCKS: u32 = 128;
 /// Where the entries of a batch start in its head, in bytes.
 const ENTRIES_OFFSET: usize = 64;
 const ENTRY_SIZE: usize = 16;
+const MOVED_ENTRY_SIZE: usize = 32;
 const SEGMENT_MAGIC: [u8; 8] = *b"kfs-segm";
 const BATCH_MAGIC: [u8; 8] = *b"kfs-batc";
 
@@ -64,7 +65,16 @@ struct RawEntry {
     block: U64,
     /// crc32c of the content.
     checksum: U32,
-    reserved: U32,
+    /// Only of a moved pre-image.
+    snapshot: U32,
+}
+
+/// What follows a [`RawEntry`] of a moved pre-image.
+#[derive(Clone, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawMoved {
+    commit: U64,
+    reserved: U64,
 }
 
 /// What the head of a segment says.
@@ -89,6 +99,8 @@ pub(super) enum Kind {
         /// Bytes of it.
         bytes: u32,
     },
+    /// Pre-images that were elsewhere in the store. Their entries say when they were taken.
+    Moved,
     /// Nothing: a crash has torn what was there.
     Void,
 }
@@ -100,6 +112,17 @@ pub(super) struct Entry {
     pub(super) block: u64,
     /// crc32c of the content.
     pub(super) checksum: u32,
+    /// When it was taken, if that was not with its batch.
+    pub(super) taken: Option<Taken>,
+}
+
+/// When a pre-image was taken. That and its block are all that makes it what it is: wherever it is moved to,
+/// it stays the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Taken {
+    /// The newest snapshot at the time.
+    pub(super) snapshot: u32,
+    pub(super) commit: u64,
 }
 
 /// Head of a batch.
@@ -111,9 +134,18 @@ pub(super) struct Batch {
     pub(super) entries: Vec<Entry>,
 }
 
-/// Entries that fit into the head of a batch.
-pub(super) fn entries_max(block_size: usize) -> usize {
-    ((block_size - ENTRIES_OFFSET) / ENTRY_SIZE).min(SEGMENT_BLOCKS as usize - 2)
+impl Kind {
+    fn entry_size(self) -> usize {
+        match self {
+            Self::Moved => MOVED_ENTRY_SIZE,
+            Self::PreImages { .. } | Self::Table { .. } | Self::Void => ENTRY_SIZE,
+        }
+    }
+
+    /// Entries that fit into the head of a batch.
+    pub(super) fn entries_max(self, block_size: usize) -> usize {
+        ((block_size - ENTRIES_OFFSET) / self.entry_size()).min(SEGMENT_BLOCKS as usize - 2)
+    }
 }
 
 /// Blocks that `payload` blocks take at the most, with all heads and what is left unused at the ends
@@ -162,6 +194,55 @@ pub(super) fn is_damaged_segment(block: &[u8]) -> bool {
     !is_zero && store_of_segment(block).is_none()
 }
 
+impl RawBatch {
+    fn kind(&self) -> Option<Kind> {
+        match self.kind.get() {
+            1 => Some(Kind::PreImages {
+                snapshot: self.snapshot.get(),
+            }),
+            2 => Some(Kind::Table {
+                bytes: self.bytes.get(),
+            }),
+            3 => Some(Kind::Void),
+            4 => Some(Kind::Moved),
+            _ => None,
+        }
+    }
+}
+
+impl Entry {
+    fn encode(&self, bytes: &mut [u8]) {
+        let snapshot = self.taken.map_or(0, |taken| taken.snapshot);
+        let raw = RawEntry {
+            block: self.block.into(),
+            checksum: self.checksum.into(),
+            snapshot: snapshot.into(),
+        };
+        let (first, rest) = bytes.split_at_mut(ENTRY_SIZE);
+        first.copy_from_slice(raw.as_bytes());
+        if let Some(taken) = self.taken.filter(|_| !rest.is_empty()) {
+            let raw = RawMoved {
+                commit: taken.commit.into(),
+                reserved: 0.into(),
+            };
+            rest.copy_from_slice(raw.as_bytes());
+        }
+    }
+
+    fn decode(bytes: &[u8]) -> Self {
+        let (raw, rest) = RawEntry::read_from_prefix(bytes).expect("it has this size at least");
+        let moved = RawMoved::read_from_bytes(rest).ok();
+        Self {
+            block: raw.block.get(),
+            checksum: raw.checksum.get(),
+            taken: moved.map(|moved| Taken {
+                snapshot: raw.snapshot.get(),
+                commit: moved.commit.get(),
+            }),
+        }
+    }
+}
+
 impl Batch {
     /// The head as a block.
     pub(super) fn encode(&self, block_size: usize, store: StoreId, sequence: u64) -> Vec<u8> {
@@ -169,6 +250,7 @@ impl Batch {
             Kind::PreImages { snapshot } => (1, snapshot, 0),
             Kind::Table { bytes } => (2, 0, bytes),
             Kind::Void => (3, 0, 0),
+            Kind::Moved => (4, 0, 0),
         };
         let mut raw = RawBatch {
             magic: BATCH_MAGIC,
@@ -183,22 +265,24 @@ impl Batch {
             checksum: 0.into(),
         };
         let mut block = vec![0; block_size];
-        for (entry, bytes) in self
-            .entries
-            .iter()
-            .zip(block[ENTRIES_OFFSET..].chunks_exact_mut(ENTRY_SIZE))
-        {
-            let raw = RawEntry {
-                block: entry.block.into(),
-                checksum: entry.checksum.into(),
-                reserved: 0.into(),
-            };
-            bytes.copy_from_slice(raw.as_bytes());
+        let size = self.kind.entry_size();
+        let places = block[ENTRIES_OFFSET..].chunks_exact_mut(size);
+        for (entry, bytes) in self.entries.iter().zip(places) {
+            entry.encode(bytes);
         }
-        let end = ENTRIES_OFFSET + self.entries.len() * ENTRY_SIZE;
+        let end = ENTRIES_OFFSET + self.entries.len() * size;
         raw.checksum = checksum(&raw, &block[ENTRIES_OFFSET..end]).into();
         block[..ENTRIES_OFFSET].copy_from_slice(raw.as_bytes());
         block
+    }
+
+    /// Makes nothing of a batch, of which this is the head. Only its first sector changes, so a power cut leaves it
+    /// as it was or void.
+    pub(super) fn void(block: &mut [u8]) {
+        let (raw, rest) = RawBatch::mut_from_prefix(block).expect("a block holds a head");
+        raw.kind = 3.into();
+        let entries = &rest[..usize::from(raw.count.get()) * ENTRY_SIZE];
+        raw.checksum = checksum(raw, entries).into();
     }
 
     /// The life of the segment that a head of a batch belongs to, whichever it is.
@@ -212,31 +296,17 @@ impl Batch {
     pub(super) fn decode(block: &[u8], store: StoreId, sequence: u64) -> Option<Self> {
         let (raw, _) = RawBatch::read_from_prefix(block).ok()?;
         let ours = raw.magic == BATCH_MAGIC && raw.store == store && raw.sequence.get() == sequence;
+        let kind = raw.kind()?;
         let count = usize::from(raw.count.get());
-        if !ours || count == 0 || count > entries_max(block.len()) {
+        if !ours || count == 0 || count > kind.entries_max(block.len()) {
             return None;
         }
-        let entries = &block[ENTRIES_OFFSET..ENTRIES_OFFSET + count * ENTRY_SIZE];
+        let size = kind.entry_size();
+        let entries = &block[ENTRIES_OFFSET..ENTRIES_OFFSET + count * size];
         if raw.checksum.get() != checksum(&raw, entries) {
             return None;
         }
-        let kind = match raw.kind.get() {
-            1 => Kind::PreImages {
-                snapshot: raw.snapshot.get(),
-            },
-            2 => Kind::Table {
-                bytes: raw.bytes.get(),
-            },
-            3 => Kind::Void,
-            _ => return None,
-        };
-        let entries = entries.chunks_exact(ENTRY_SIZE).map(|bytes| {
-            let raw = RawEntry::read_from_bytes(bytes).expect("chunks have this size");
-            Entry {
-                block: raw.block.get(),
-                checksum: raw.checksum.get(),
-            }
-        });
+        let entries = entries.chunks_exact(size).map(Entry::decode);
         Some(Self {
             kind,
             commit: raw.commit.get(),
@@ -254,15 +324,31 @@ mod tests {
     use super::*;
 
     fn batch() -> Batch {
+        let entry = |n: u32| Entry {
+            block: u64::from(n) << 33,
+            checksum: n,
+            taken: None,
+        };
         Batch {
             kind: Kind::PreImages { snapshot: 7 },
             commit: 3,
-            entries: (0..60u32)
-                .map(|n| Entry {
-                    block: u64::from(n) << 33,
-                    checksum: n,
-                })
-                .collect(),
+            entries: (0..60).map(entry).collect(),
+        }
+    }
+
+    fn moved() -> Batch {
+        let entry = |n: u32| Entry {
+            block: u64::from(n) << 33,
+            checksum: n,
+            taken: Some(Taken {
+                snapshot: n / 7,
+                commit: u64::from(n) << 35,
+            }),
+        };
+        Batch {
+            kind: Kind::Moved,
+            commit: 4,
+            entries: (0..30).map(entry).collect(),
         }
     }
 
@@ -277,8 +363,17 @@ mod tests {
         assert!(!is_damaged_segment(&segment) && !is_damaged_segment(&[0; 1024]));
         let block = batch().encode(1024, [1; 16], 9);
         assert_eq!(Batch::decode(&block, [1; 16], 9), Some(batch()));
-        assert_eq!(entries_max(1024), 60);
-        assert_eq!(entries_max(4096), 126);
+        let mut block = moved().encode(1024, [1; 16], 9);
+        assert_eq!(Batch::decode(&block, [1; 16], 9), Some(moved()));
+        let before = block.clone();
+        Batch::void(&mut block);
+        let void = Batch::decode(&block, [1; 16], 9).expect("is one still");
+        assert_eq!((void.kind, void.entries.len()), (Kind::Void, 30));
+        assert_eq!(block[64..], before[64..]);
+        for (kind, small) in [(Kind::Void, 60), (Kind::Moved, 30)] {
+            assert_eq!(kind.entries_max(1024), small);
+            assert_eq!(kind.entries_max(4096), 126);
+        }
     }
 
     #[test]
@@ -288,10 +383,12 @@ mod tests {
         assert_eq!(Batch::decode(&block, [2; 16], 9), None);
         assert_eq!(Batch::sequence(&block, [1; 16]), Some(9));
         assert!(is_damaged_segment(&block));
-        for at in 0..64 + 60 * 16 {
-            let mut flipped = block.clone();
-            flipped[at] ^= 1;
-            assert_eq!(Batch::decode(&flipped, [1; 16], 9), None, "byte {at}");
+        for block in [block, moved().encode(1024, [1; 16], 9)] {
+            for at in 0..64 + 60 * 16 {
+                let mut flipped = block.clone();
+                flipped[at] ^= 1;
+                assert_eq!(Batch::decode(&flipped, [1; 16], 9), None, "byte {at}");
+            }
         }
     }
 }

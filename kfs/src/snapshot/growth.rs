@@ -24,9 +24,11 @@ const GROWTH_SHARE: u64 = 512;
 const GROWTH_FREE_SHARE: u64 = 8;
 /// Bytes of a growth at the most, unless more is needed at once.
 const GROWTH_BYTES_MAX: u64 = 16 << 20;
-/// Segments that only the table of snapshots and the growth itself may use: a snapshot can be
-/// deleted when nothing else can be done.
+/// Segments that only the table of snapshots and the growth itself may use, and cleaning one of them: a snapshot
+/// can be deleted when nothing else can be done.
 pub(super) const SPARE_SEGMENTS: u64 = 2;
+/// Sparse segments that are cleaned rather than blocks added to the store.
+const WORTHWHILE: usize = 4;
 /// Blocks that a growth makes room for beyond what is asked for.
 const MARGIN_BLOCKS: u64 = 64;
 
@@ -62,8 +64,18 @@ impl Snapshots {
             if store.has_room_for(wanted, SPARE_SEGMENTS) {
                 return Ok(());
             }
+            if self.clean(parts, &store, WORTHWHILE)? {
+                continue;
+            }
             let spare = SPARE_SEGMENTS * u64::from(SEGMENT_BLOCKS);
-            self.grow_once(parts, file, &store, blocks_for(wanted) + spare)?;
+            let grown = self.grow_once(parts, file, &store, blocks_for(wanted) + spare);
+            if let Err(Error::SnapshotStoreFull) = grown {
+                // Little as it may be.
+                if self.clean(parts, &store, 1)? {
+                    continue;
+                }
+            }
+            grown?;
         }
     }
 

@@ -12,6 +12,9 @@ use std::ops::Range;
 /// The pre-images of one snapshot, by block.
 type Records = BTreeMap<u64, Location>;
 
+/// Snapshots that a pre-image may belong to, as it may just be on its way from a deleted one to the next older.
+const OWNERS: usize = 2;
+
 /// The pre-images of all snapshots.
 #[derive(Default)]
 pub(super) struct Index {
@@ -33,8 +36,8 @@ impl Index {
         self.newest
     }
 
-    /// Enters a pre-image that was taken when `snapshot`, which may be deleted, was the newest. Must be
-    /// called in the order in which they were taken. Returns whether anyone needs it.
+    /// Enters a pre-image that was taken when `snapshot`, which may be deleted, was the newest. Those of a
+    /// block must come in the order in which they were taken. Returns whether anyone needs it.
     pub(super) fn insert(&mut self, snapshot: u32, block: u64, location: Location) -> bool {
         let Some((_, records)) = self.snapshots.range_mut(..=snapshot).next_back() else {
             return false;
@@ -84,6 +87,26 @@ impl Index {
         blocks.sort_unstable();
         blocks.dedup();
         blocks
+    }
+
+    /// Whether somebody needs the pre-image at a place, which was taken when `snapshot` was the newest.
+    pub(super) fn needs(&self, snapshot: u32, block: u64, place: Location) -> bool {
+        let mut owners = self.snapshots.range(..=snapshot).rev().take(OWNERS);
+        owners.any(|(_, records)| records.get(&block) == Some(&place))
+    }
+
+    /// A pre-image has a new place. False if nobody needs it.
+    pub(super) fn relocate(
+        &mut self,
+        snapshot: u32,
+        block: u64,
+        from: Location,
+        to: Location,
+    ) -> bool {
+        let owners = self.snapshots.range_mut(..=snapshot).rev().take(OWNERS);
+        let mut places = owners.filter_map(|(_, records)| records.get_mut(&block));
+        let place = places.find(|place| **place == from);
+        place.map(|place| *place = to).is_some()
     }
 
     /// The pre-image that is a snapshot's own.

@@ -61,6 +61,7 @@ impl Snapshots {
         let mut is_known = true;
         let mut kept = vec![0u64; size / 8];
         let mut content = vec![0; size];
+        let _reading = self.readers.read();
         for difference in self.differences(group, live) {
             if let Some(old) = &difference.bitmap {
                 is_known = self.can_read_old(old, &mut bitmap, group)?;

@@ -4,8 +4,8 @@
 //! next older one or dropped, in memory and in steps; after a crash, reading the store comes to the
 //! same.
 
-use super::format::{Kind, entries_max};
-use super::store::{Location, Store};
+use super::format::Kind;
+use super::store::{Content, Location, Store};
 use super::table::{COMMENT_MAX, NAME_MAX, SnapshotRecord, Table};
 use super::{Snapshots, State};
 use crate::error::{Error, Result};
@@ -40,8 +40,9 @@ impl Snapshots {
             .encode()
             .len()
             .div_ceil(self.geometry.block_size as usize);
+        let most = Kind::Table { bytes: 0 }.entries_max(self.geometry.block_size as usize);
         let ids_are_used_up = table.next_id == u32::MAX;
-        if ids_are_used_up || blocks > entries_max(self.geometry.block_size as usize) {
+        if ids_are_used_up || blocks > most {
             return Err(Error::SnapshotStoreFull);
         }
         Ok(())
@@ -68,7 +69,12 @@ impl Snapshots {
         let kind = Kind::PreImages {
             snapshot: record.id,
         };
-        let pre_image = store.append(kind, &[(block.0, content)])?;
+        let content = Content {
+            block: block.0,
+            taken: None,
+            bytes: content,
+        };
+        let pre_image = store.append(kind, &[content])?;
         // The table that counts must not be durable without it.
         store.flush_appended()?;
         let written = self.write_table(&store, &table)?;
@@ -147,7 +153,7 @@ impl Snapshots {
         let unneeded = self.state.write().index.remove_some(deleted, STEP);
         match (unneeded, self.store()) {
             (Some(unneeded), Ok(store)) => {
-                store.release(&unneeded);
+                self.give_up(&store, &unneeded);
                 true
             }
             _ => false,
@@ -162,7 +168,12 @@ impl Snapshots {
             bytes: bytes.len() as u32,
         };
         bytes.resize(bytes.len().next_multiple_of(size), 0);
-        let content: Vec<(u64, &[u8])> = bytes.chunks_exact(size).map(|block| (0, block)).collect();
+        let content = |bytes| Content {
+            block: 0,
+            taken: None,
+            bytes,
+        };
+        let content: Vec<Content<'_>> = bytes.chunks_exact(size).map(content).collect();
         let locations = store.append(kind, &content)?;
         store.flush_appended()?;
         Ok(locations)

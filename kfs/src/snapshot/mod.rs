@@ -6,12 +6,13 @@
 //!   metadata       has its place: the old content is kept aside before it changes     here
 //! ```
 //!
-//! - `format.rs`, `table.rs`, `store.rs`: the store on disk, a hidden file of the volume
+//! - `format.rs`, `table.rs`, `store.rs`, `segments.rs`: the store on disk, a hidden file of the volume
 //! - `seal.rs`: how a lost head in it is noticed
 //! - `index.rs`: where the old content of which block is
 //! - `sink.rs`: takes old content when a block joins a transaction, and writes it before the commit
 //! - `kept.rs`: which blocks of a group may neither be overwritten nor handed out
 //! - `growth.rs`: more blocks for the store
+//! - `clean.rs`: room in it, by copying what is needed out of sparse segments
 //! - `life.rs`: create, delete
 //! - `view.rs`: a device that shows the volume as a snapshot sees it
 //! - `usage.rs`: who holds how much
@@ -19,15 +20,17 @@
 //! Nothing here knows files or directories: `fs/snapshots.rs` makes and hides the store's file.
 //!
 //! Locks, all inner ones: `state` is taken with the journal's and with a group's lock held, and never
-//! held over I/O.
+//! held over I/O. `readers` is held, shared, by who reads old content, from the look at where it is.
 
 mod attach;
+mod clean;
 mod format;
 mod growth;
 mod index;
 mod kept;
 mod life;
 mod seal;
+mod segments;
 mod sink;
 mod store;
 mod table;
@@ -65,6 +68,8 @@ pub struct Snapshots {
     epoch: AtomicU64,
     state: RwLock<State>,
     store: RwLock<Option<Arc<Store>>>,
+    /// Held, shared, while what the index says is used.
+    readers: RwLock<()>,
     /// The store's inode, 0 while there is none.
     inode: AtomicU32,
     /// The same, held by who makes it grow.
@@ -126,6 +131,7 @@ impl Snapshots {
             epoch: AtomicU64::new(1),
             state: RwLock::default(),
             store: RwLock::default(),
+            readers: RwLock::default(),
             inode: AtomicU32::new(0),
             file: crate::sync::Mutex::new(Rank::StoreGrowth, None),
             reserved: Mutex::default(),
@@ -177,6 +183,12 @@ impl Snapshots {
         self.store.read().clone().ok_or(Error::NotFound)
     }
 
+    /// Nobody needs these blocks of the store any more. Waits for those who may be reading them.
+    fn give_up(&self, store: &Store, locations: &[Location]) {
+        drop(self.readers.write());
+        store.release(locations);
+    }
+
     /// Fills `content` with a block's old content.
     fn read_old(&self, old: &OldContent, content: &mut [u8]) -> Result<()> {
         match old {
@@ -199,7 +211,10 @@ impl Snapshots {
         let size = self.geometry.block_size as usize;
         let mut content = vec![0; size];
         let block = BlockNr(SUPERBLOCK_OFFSET / size as u64);
-        self.read_block(snapshot, block, &mut content)?;
+        // Who asks may hold it already.
+        let reading = self.readers.read_recursive();
+        self.read_block_held(snapshot, block, &mut content)?;
+        drop(reading);
         let bytes = &content[SUPERBLOCK_OFFSET as usize % size..];
         let (raw, _) = RawSuperblock::ref_from_prefix(bytes).expect("a block holds a superblock");
         let count = raw.blocks_count();
@@ -217,6 +232,12 @@ impl Snapshots {
         block: BlockNr,
         content: &mut [u8],
     ) -> Result<()> {
+        let _reading = self.readers.read();
+        self.read_block_held(snapshot, block, content)
+    }
+
+    /// The same, with `readers` held.
+    fn read_block_held(&self, snapshot: u32, block: BlockNr, content: &mut [u8]) -> Result<()> {
         let old = self.state.read().find(snapshot, block.0);
         if let Some(old) = old {
             return self.read_old(&old, content);

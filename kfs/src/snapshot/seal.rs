@@ -11,7 +11,8 @@
 //! one is damaged.
 
 use super::format::{SEGMENT_BLOCKS, SegmentHead};
-use super::store::{Segment, State, Store};
+use super::segments::{Segment, Segments};
+use super::store::Store;
 use crate::error::Result;
 use std::collections::BTreeMap;
 
@@ -33,9 +34,9 @@ pub(super) struct Seals {
 
 impl Seals {
     /// What was found when the store was opened, the last commit of which is `last`.
-    pub(super) fn attach(&mut self, segments: &[Segment], last: u64) {
+    pub(super) fn attach(&mut self, list: &[Segment], last: u64) {
         let is_open = |segment: &Segment| segment.end > 1 && !segment.is_sealed;
-        let open = (0..).zip(segments).filter(|(_, segment)| is_open(segment));
+        let open = (0..).zip(list).filter(|(_, segment)| is_open(segment));
         self.open = open.map(|(nr, _)| (nr, last)).collect();
     }
 
@@ -61,7 +62,7 @@ impl Seals {
     }
 }
 
-impl State {
+impl Segments {
     /// Takes the segments that are to be sealed, with their heads: those that are over and durable, or all.
     fn sealable(&mut self, all: bool) -> Vec<(u32, SegmentHead)> {
         if all {
@@ -69,13 +70,13 @@ impl State {
             self.current = None;
         }
         let (current, durable) = (self.current, self.seals.durable);
-        let segments = &mut self.segments;
+        let list = &mut self.list;
         let mut heads = Vec::new();
         self.seals.open.retain(|nr, commit| {
             if !all && (current == Some(*nr) || *commit > durable) {
                 return true;
             }
-            let segment = &mut segments[*nr as usize];
+            let segment = &mut list[*nr as usize];
             // What nobody needs is about to be written anew.
             if segment.needed > 0 {
                 segment.is_sealed = true;
@@ -90,7 +91,7 @@ impl State {
     /// find a place.
     fn sealed_ahead(&mut self, blocks: u64) -> Vec<u32> {
         let next = (blocks / u64::from(SEGMENT_BLOCKS - 1)) as usize + 1;
-        let is_sealed = |nr: &&u32| self.segments[**nr as usize].is_sealed;
+        let is_sealed = |nr: &&u32| self.list[**nr as usize].is_sealed;
         if !self.free.iter().take(next).any(|nr| is_sealed(&nr)) {
             return Vec::new();
         }
@@ -102,7 +103,7 @@ impl State {
 impl Store {
     /// Seals what is over and durable.
     pub(super) fn seal_durable(&self) -> Result<()> {
-        let heads = self.state.lock().sealable(false);
+        let heads = self.segments.lock().sealable(false);
         self.write_heads(&heads)
     }
 
@@ -112,7 +113,7 @@ impl Store {
     /// When the device fails.
     pub(super) fn seal_all(&self) -> Result<()> {
         let _one = self.appending.lock();
-        let heads = self.state.lock().sealable(true);
+        let heads = self.segments.lock().sealable(true);
         if heads.is_empty() {
             return Ok(());
         }
@@ -125,14 +126,14 @@ impl Store {
     /// # Errors
     /// When the device fails.
     pub(super) fn break_seals(&self, blocks: u64) -> Result<()> {
-        let sealed = self.state.lock().sealed_ahead(blocks);
+        let sealed = self.segments.lock().sealed_ahead(blocks);
         if sealed.is_empty() {
             return Ok(());
         }
         let heads: Vec<(u32, SegmentHead)> = {
-            let mut state = self.state.lock();
+            let mut segments = self.segments.lock();
             let head = |nr: &u32| {
-                let segment = &mut state.segments[*nr as usize];
+                let segment = &mut segments.list[*nr as usize];
                 segment.end = 0;
                 (*nr, segment.head())
             };
@@ -140,9 +141,9 @@ impl Store {
         };
         self.write_heads(&heads)?;
         self.flush()?;
-        let mut state = self.state.lock();
+        let mut segments = self.segments.lock();
         for nr in sealed {
-            state.segments[nr as usize].is_sealed = false;
+            segments.list[nr as usize].is_sealed = false;
         }
         Ok(())
     }
@@ -152,9 +153,9 @@ impl Store {
     /// # Errors
     /// When the device fails.
     pub(super) fn flush_appended(&self) -> Result<()> {
-        let appended = self.state.lock().seals.appended;
+        let appended = self.segments.lock().seals.appended;
         self.flush()?;
-        let seals = &mut self.state.lock().seals;
+        let seals = &mut self.segments.lock().seals;
         seals.durable = seals.durable.max(appended);
         Ok(())
     }

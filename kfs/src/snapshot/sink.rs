@@ -1,6 +1,7 @@
 //! Keeping the old content of metadata blocks, as the journal hands them over.
 
 use super::growth::SPARE_SEGMENTS;
+use super::store::Content;
 use super::{Snapshots, State};
 use crate::ids::Tid;
 use crate::snapshot::format::Kind;
@@ -71,9 +72,13 @@ impl PreImageSink for Snapshots {
             return Ok(());
         };
         let store = self.store()?;
-        let content: Vec<(u64, &[u8])> = taken
+        let content: Vec<Content<'_>> = taken
             .iter()
-            .map(|(block, content)| (*block, &**content))
+            .map(|(block, content)| Content {
+                block: *block,
+                taken: None,
+                bytes: content,
+            })
             .collect();
         let locations = store.append(Kind::PreImages { snapshot }, &content)?;
         let mut unneeded = Vec::new();

@@ -5,16 +5,15 @@
 //! snapshots, so blocks that were the store's when a snapshot was taken are the store's still.
 
 use super::format::{
-    Batch, Entry, Kind, SEGMENT_BLOCKS, SegmentHead, StoreId, blocks_for, decode_segment,
-    encode_segment, entries_max, is_damaged_segment, store_of_segment,
+    Batch, Entry, Kind, SEGMENT_BLOCKS, SegmentHead, StoreId, Taken, blocks_for, decode_segment,
+    encode_segment, is_damaged_segment, store_of_segment,
 };
-use super::seal::Seals;
+use super::segments::{Place, Segment, Segments};
 use crate::corrupt::Corrupt;
 use crate::error::{Error, IoOp, Result};
 use crate::ids::{BlockNr, Run};
 use kfs_disk::BlockDevice;
 use parking_lot::{Mutex, RwLock};
-use std::collections::BTreeSet;
 use std::io::IoSlice;
 use std::sync::Arc;
 
@@ -27,8 +26,22 @@ pub(super) struct Location {
     pub(super) checksum: u32,
 }
 
-/// What is to be appended: for each block its number and content.
-pub(super) type Content<'c> = (u64, &'c [u8]);
+impl Location {
+    /// The segment that it is in.
+    pub(super) fn segment(self) -> u32 {
+        self.block / SEGMENT_BLOCKS
+    }
+}
+
+/// A block that is to be appended.
+#[derive(Clone, Copy)]
+pub(super) struct Content<'c> {
+    /// The block that it is of, 0 in a table.
+    pub(super) block: u64,
+    /// When it was taken, if not now.
+    pub(super) taken: Option<Taken>,
+    pub(super) bytes: &'c [u8],
+}
 
 pub(super) struct Store {
     device: Arc<dyn BlockDevice>,
@@ -36,53 +49,9 @@ pub(super) struct Store {
     id: StoreId,
     /// Where the file's blocks are, in order.
     runs: RwLock<Vec<Run>>,
-    /// Held by the one who appends; the state's lock is not held over I/O.
+    /// Held by the one who appends; the segments' lock is not held over I/O.
     pub(super) appending: Mutex<()>,
-    pub(super) state: Mutex<State>,
-}
-
-#[derive(Default)]
-pub(super) struct State {
-    pub(super) segments: Vec<Segment>,
-    /// Segments, other than the current one, in which nobody needs anything.
-    pub(super) free: BTreeSet<u32>,
-    /// The segment that batches are appended to.
-    pub(super) current: Option<u32>,
-    pub(super) seals: Seals,
-    next_sequence: u64,
-    next_commit: u64,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Segment {
-    /// Of its newest life, 0 when it has had none.
-    pub(super) sequence: u64,
-    /// Blocks in it that somebody needs.
-    pub(super) needed: u32,
-    /// The block behind its last batch, counted from its head.
-    pub(super) end: u32,
-    /// Whether its head says where they end.
-    pub(super) is_sealed: bool,
-}
-
-impl Segment {
-    /// Its head, with a seal.
-    pub(super) fn head(&self) -> SegmentHead {
-        SegmentHead {
-            sequence: self.sequence,
-            end: self.end,
-        }
-    }
-}
-
-/// Where a batch goes.
-struct Place {
-    segment: u32,
-    /// Block of its head within the segment.
-    at: u32,
-    /// Blocks of content.
-    len: usize,
-    sequence: u64,
+    pub(super) segments: Mutex<Segments>,
 }
 
 /// When a batch was written: segments by sequence, batches by place.
@@ -111,11 +80,37 @@ impl Found {
         matches!(self.batch.kind, Kind::Table { .. })
     }
 
+    /// Whether it holds pre-images that were elsewhere before.
+    pub(super) fn is_copy(&self) -> bool {
+        self.batch.kind == Kind::Moved
+    }
+
+    /// Its blocks, with where they are.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = (Location, &Entry)> + '_ {
+        let blocks = (self.first..).zip(&self.batch.entries);
+        blocks.map(|(block, entry)| {
+            let checksum = entry.checksum;
+            (Location { block, checksum }, entry)
+        })
+    }
+
+    /// Its pre-images: when they were taken, their blocks, where they are.
+    pub(super) fn pre_images(&self) -> impl Iterator<Item = (Taken, u64, Location)> + '_ {
+        let with_batch = self.snapshot().map(|snapshot| Taken {
+            snapshot,
+            commit: self.batch.commit,
+        });
+        self.blocks().filter_map(move |(at, entry)| {
+            let moved = entry.taken.filter(|_| self.is_copy());
+            Some((moved.or(with_batch)?, entry.block, at))
+        })
+    }
+
     /// The newest snapshot when its pre-images were taken, if it holds some.
     pub(super) fn snapshot(&self) -> Option<u32> {
         match self.batch.kind {
             Kind::PreImages { snapshot } => Some(snapshot),
-            Kind::Table { .. } | Kind::Void => None,
+            Kind::Table { .. } | Kind::Moved | Kind::Void => None,
         }
     }
 }
@@ -133,10 +128,10 @@ impl Store {
             id,
             runs: RwLock::default(),
             appending: Mutex::default(),
-            state: Mutex::new(State {
+            segments: Mutex::new(Segments {
                 next_sequence: 1,
                 next_commit: 1,
-                ..State::default()
+                ..Segments::default()
             }),
         }
     }
@@ -155,7 +150,7 @@ impl Store {
         }
         let mut store = Self::with_id(device, block_size, [0; 16]);
         store.add_runs(runs);
-        let count = store.state.lock().segments.len() as u32;
+        let count = store.segments.lock().list.len() as u32;
         let Some(id) = store.find_id(count)? else {
             return Ok(None);
         };
@@ -163,18 +158,18 @@ impl Store {
         let mut contents = Contents::default();
         for segment in 0..count {
             let read = store.read_segment(segment, &mut contents)?;
-            store.state.get_mut().segments[segment as usize] = read;
+            store.segments.get_mut().list[segment as usize] = read;
         }
         contents.found.sort_by_key(|found| found.order);
-        let state = store.state.get_mut();
-        let newest = state.segments.iter().map(|segment| segment.sequence).max();
+        let segments = store.segments.get_mut();
+        let newest = segments.list.iter().map(|segment| segment.sequence).max();
         // Heads of segments that were begun when the power went may be missing: no number is used twice.
         let begun = 1 + u64::from(count);
-        state.next_sequence = newest.unwrap_or(0).saturating_add(begun);
+        segments.next_sequence = newest.unwrap_or(0).saturating_add(begun);
         let commits = contents.found.iter().map(|found| found.batch.commit);
         let last = commits.max().unwrap_or(0);
-        state.next_commit = last.saturating_add(1);
-        state.seals.attach(&state.segments, last);
+        segments.next_commit = last.saturating_add(1);
+        segments.seals.attach(&segments.list, last);
         Ok(Some((store, contents)))
     }
 
@@ -252,11 +247,11 @@ impl Store {
         let mut runs = self.runs.write();
         runs.extend_from_slice(added);
         let blocks: u64 = runs.iter().map(|run| u64::from(run.len)).sum();
-        let segments = (blocks / u64::from(SEGMENT_BLOCKS)) as u32;
-        let mut state = self.state.lock();
-        let known = state.segments.len() as u32;
-        state.free.extend(known..segments);
-        state.segments.resize(segments as usize, Segment::default());
+        let count = (blocks / u64::from(SEGMENT_BLOCKS)) as u32;
+        let mut segments = self.segments.lock();
+        let known = segments.list.len() as u32;
+        segments.free.extend(known..count);
+        segments.list.resize(count as usize, Segment::default());
     }
 
     /// Blocks in the file.
@@ -266,18 +261,15 @@ impl Store {
 
     /// Blocks with content that somebody needs.
     pub(super) fn blocks_needed(&self) -> u64 {
-        let state = self.state.lock();
-        state.segments.iter().map(|s| u64::from(s.needed)).sum()
+        let segments = self.segments.lock();
+        segments.list.iter().map(|s| u64::from(s.needed)).sum()
     }
 
     /// Whether this many blocks of content can be appended, whatever they are divided into, and
     /// `spare` segments stay free.
     pub(super) fn has_room_for(&self, content: u64, spare: u64) -> bool {
-        let state = self.state.lock();
-        let free = state.free.len() as u64;
-        let rest = state.room_in_current();
-        let room = free.saturating_sub(spare) * u64::from(SEGMENT_BLOCKS - 1) + u64::from(rest);
-        free >= spare && blocks_for(content) <= room
+        let room = self.segments.lock().room(spare);
+        room.is_some_and(|room| blocks_for(content) <= room)
     }
 
     /// Appends blocks as one commit. They are durable after the next flush of the device.
@@ -286,11 +278,11 @@ impl Store {
     /// When the device fails, or there is no room: nothing was appended that counts then.
     pub(super) fn append(&self, kind: Kind, content: &[Content<'_>]) -> Result<Vec<Location>> {
         let _one = self.appending.lock();
-        let commit = self.state.lock().begin_append(kind);
+        let commit = self.segments.lock().begin_append(kind);
         self.seal_durable()?;
         self.break_seals(blocks_for(content.len() as u64))?;
         let appended = self.append_commit(kind, commit, content);
-        self.state.lock().end_append(commit, appended.is_ok());
+        self.segments.lock().end_append(commit, appended.is_ok());
         appended
     }
 
@@ -306,13 +298,13 @@ impl Store {
             // A table is one batch.
             let least = match kind {
                 Kind::Table { .. } => rest.len(),
-                Kind::PreImages { .. } | Kind::Void => 1,
+                Kind::PreImages { .. } | Kind::Moved | Kind::Void => 1,
             };
-            let most = rest.len().min(entries_max(self.block_size));
+            let most = rest.len().min(kind.entries_max(self.block_size));
             if least > most {
                 return Err(Error::SnapshotStoreFull);
             }
-            let place = self.state.lock().take(least, most, commit)?;
+            let place = self.segments.lock().take(least, most, commit)?;
             let (now, later) = rest.split_at(place.len);
             self.append_batch(&place, (kind, commit), now, &mut locations)?;
             rest = later;
@@ -329,9 +321,10 @@ impl Store {
     ) -> Result<()> {
         let entries: Vec<Entry> = content
             .iter()
-            .map(|(block, bytes)| Entry {
-                block: *block,
-                checksum: crc32c::crc32c(bytes),
+            .map(|content| Entry {
+                block: content.block,
+                checksum: crc32c::crc32c(content.bytes),
+                taken: content.taken,
             })
             .collect();
         let first = place.segment * SEGMENT_BLOCKS + place.at + 1;
@@ -355,7 +348,7 @@ impl Store {
             blocks.push(&head);
         }
         blocks.push(&batch);
-        blocks.extend(content.iter().map(|(_, bytes)| *bytes));
+        blocks.extend(content.iter().map(|content| content.bytes));
         self.write(first + content.len() as u32 - blocks.len() as u32, &blocks)
     }
 
@@ -364,16 +357,25 @@ impl Store {
     /// # Errors
     /// `Io`.
     pub(super) fn is_whole(&self, found: &Found) -> Result<bool> {
-        let mut content = vec![0; self.block_size];
-        for (block, entry) in (found.first..).zip(&found.batch.entries) {
-            let checksum = entry.checksum;
-            match self.read_content(Location { block, checksum }, &mut content) {
-                Ok(()) => {}
-                Err(Error::Corrupt(_)) => return Ok(false),
-                Err(error) => return Err(error),
+        for (location, _) in found.blocks() {
+            if !self.is_readable(location)? {
+                return Ok(false);
             }
         }
         Ok(true)
+    }
+
+    /// Whether a block's content is not damaged.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(super) fn is_readable(&self, location: Location) -> Result<bool> {
+        let mut content = vec![0; self.block_size];
+        match self.read_content(location, &mut content) {
+            Ok(()) => Ok(true),
+            Err(Error::Corrupt(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Makes nothing of a batch, also for who reads the store next. What follows it in its segment
@@ -382,11 +384,12 @@ impl Store {
     /// # Errors
     /// When the device fails.
     pub(super) fn void(&self, found: &Found) -> Result<()> {
-        let batch = Batch {
-            kind: Kind::Void,
-            ..found.batch.clone()
-        };
-        let head = batch.encode(self.block_size, self.id, found.order.0);
+        let mut head = vec![0; self.block_size];
+        self.read(found.first - 1, &mut head)?;
+        if Batch::decode(&head, self.id, found.order.0).is_none() {
+            return Ok(());
+        }
+        Batch::void(&mut head);
         self.write(found.first - 1, &[&head])?;
         self.flush()
     }
@@ -406,19 +409,54 @@ impl Store {
 
     /// What was in a segment is not given up.
     pub(super) fn keep_segment(&self, nr: u32) {
-        self.state.lock().need(nr, 1);
+        self.segments.lock().need(nr, 1);
     }
 
     /// Somebody needs a block that was found when the store was opened.
     pub(super) fn need(&self, location: Location) {
-        self.state.lock().need(location.block / SEGMENT_BLOCKS, 1);
+        self.segments.lock().need(location.segment(), 1);
+    }
+
+    /// Up to `limit` segments in which `most` blocks are needed at the most, the sparsest first.
+    pub(super) fn sparsest(&self, most: u32, limit: usize) -> Vec<u32> {
+        self.segments.lock().sparsest(most, limit)
+    }
+
+    /// Blocks that somebody needs in a segment.
+    pub(super) fn needed_count(&self, nr: u32) -> usize {
+        self.segments.lock().list[nr as usize].needed as usize
+    }
+
+    /// The batches of a segment that is over.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(super) fn batches_of(&self, nr: u32) -> Result<Vec<Found>> {
+        let head = self.segments.lock().list[nr as usize].head();
+        let mut found = Vec::new();
+        self.read_batches(nr, head, &mut found)?;
+        Ok(found)
+    }
+
+    /// How many of these segments are free.
+    pub(super) fn count_free(&self, segments: &[u32]) -> usize {
+        let known = self.segments.lock();
+        segments
+            .iter()
+            .filter(|nr| known.free.contains(*nr))
+            .count()
+    }
+
+    /// A segment cannot be read: it is not cleaned.
+    pub(super) fn pass_by(&self, nr: u32) {
+        self.segments.lock().passed_by.insert(nr);
     }
 
     /// Nobody needs these blocks any more.
     pub(super) fn release(&self, locations: &[Location]) {
-        let mut state = self.state.lock();
+        let mut segments = self.segments.lock();
         for location in locations {
-            state.release(location.block / SEGMENT_BLOCKS);
+            segments.release(location.segment());
         }
     }
 
@@ -491,97 +529,5 @@ impl Store {
                 block: run.start,
                 source,
             })
-    }
-}
-
-impl State {
-    /// Somebody needs blocks in a segment.
-    fn need(&mut self, nr: u32, blocks: u32) {
-        self.segments[nr as usize].needed += blocks;
-        if blocks > 0 {
-            self.free.remove(&nr);
-        }
-    }
-
-    /// A block in a segment is not needed any more.
-    fn release(&mut self, nr: u32) {
-        let segment = &mut self.segments[nr as usize];
-        segment.needed = segment.needed.saturating_sub(1);
-        self.note_if_free(nr);
-    }
-
-    fn note_if_free(&mut self, nr: u32) {
-        let is_current = self.current == Some(nr);
-        if !is_current && self.segments[nr as usize].needed == 0 {
-            self.free.insert(nr);
-        }
-    }
-
-    /// The number of a commit that is about to be appended.
-    fn begin_append(&mut self, kind: Kind) -> u64 {
-        let commit = self.next_commit;
-        self.next_commit = commit.saturating_add(1);
-        if matches!(kind, Kind::PreImages { .. }) {
-            self.seals.begin_pre_images(commit);
-        }
-        commit
-    }
-
-    /// A commit was appended, or only a part of it.
-    fn end_append(&mut self, commit: u64, is_whole: bool) {
-        self.seals.end_append(commit, is_whole);
-        if !is_whole && let Some(last) = self.current.take() {
-            // What would come behind a batch that is not there would not be found.
-            self.note_if_free(last);
-        }
-    }
-
-    /// Blocks behind the last batch of the current segment.
-    fn room_in_current(&self) -> u32 {
-        self.current.map_or(0, |nr| {
-            SEGMENT_BLOCKS.saturating_sub(self.segments[nr as usize].end)
-        })
-    }
-
-    /// Takes a place for a batch of `least` to `most` blocks of content.
-    fn take(&mut self, least: usize, most: usize, commit: u64) -> Result<Place> {
-        // The head takes one.
-        if (self.room_in_current() as usize) < least + 1 {
-            self.next_segment()?;
-        }
-        let len = (self.room_in_current().saturating_sub(1) as usize).min(most);
-        let nr = self
-            .current
-            .filter(|_| len >= least)
-            .ok_or(Error::SnapshotStoreFull)?;
-        self.need(nr, len as u32);
-        self.seals.note_batch(nr, commit);
-        let segment = &mut self.segments[nr as usize];
-        let at = segment.end;
-        segment.end += 1 + len as u32;
-        Ok(Place {
-            segment: nr,
-            at,
-            len,
-            sequence: segment.sequence,
-        })
-    }
-
-    /// Goes on in a free segment.
-    fn next_segment(&mut self) -> Result<()> {
-        let is_open = |nr: &&u32| !self.segments[**nr as usize].is_sealed;
-        let nr = self.free.iter().find(is_open).copied();
-        let nr = nr.ok_or(Error::SnapshotStoreFull)?;
-        self.free.remove(&nr);
-        self.segments[nr as usize] = Segment {
-            sequence: self.next_sequence,
-            end: 1,
-            ..Segment::default()
-        };
-        self.next_sequence = self.next_sequence.saturating_add(1);
-        if let Some(last) = self.current.replace(nr) {
-            self.note_if_free(last);
-        }
-        Ok(())
     }
 }
