@@ -3,7 +3,7 @@
 use crate::commands::defrag::DefragArgs;
 use crate::commands::fragmap::FragmapArgs;
 use clap::{Args, Parser, Subcommand};
-use kfs::snapshot::{COMMENT_MAX, NAME_MAX};
+use kfs::snapshot::{NameError, check_comment, check_name};
 use kfsctl::keep::Keep;
 use std::path::PathBuf;
 
@@ -201,30 +201,19 @@ pub(crate) enum SnapshotCommand {
 }
 
 /// A name for a new snapshot.
-fn parse_name(name: &str) -> Result<String, String> {
-    if name.is_empty() || name == "." || name == ".." {
-        return Err("a name is not empty, and neither . nor ..".into());
-    }
-    if name.contains('/') || name.chars().any(char::is_control) {
-        return Err("a name has no slashes and no control characters".into());
-    }
-    if name.len() > NAME_MAX {
-        return Err(format!("a name has at most {NAME_MAX} bytes"));
-    }
-    Ok(name.into())
+fn parse_name(name: &str) -> Result<String, NameError> {
+    check_name(name).map(|()| name.into())
 }
 
 /// What is to be remembered of a new snapshot.
-fn parse_comment(comment: &str) -> Result<String, String> {
-    match comment.len() <= COMMENT_MAX {
-        true => Ok(comment.into()),
-        false => Err(format!("a comment has at most {COMMENT_MAX} bytes")),
-    }
+fn parse_comment(comment: &str) -> Result<String, NameError> {
+    check_comment(comment).map(|()| comment.into())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kfs::snapshot::{COMMENT_MAX, NAME_MAX};
 
     #[test]
     fn names_are_looked_at() {

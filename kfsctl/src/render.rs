@@ -1,7 +1,7 @@
 //! The status as people read it.
 
-use indicatif::{HumanBytes, HumanCount, HumanDuration};
-use kfs_disk::Count;
+use indicatif::{HumanCount, HumanDuration};
+use kfs_disk::{Bytes, Count};
 use kfsctl::Status;
 use kfsctl::status::{
     Cache, Features, Journal, OperationStatus, SessionStatus, Source, TransportKind, VolumeState,
@@ -99,7 +99,7 @@ fn volume(page: &mut Page, volume: &VolumeStatus) {
         page.line("frozen", format!("for {seconds} more"));
     }
     if let Some(snapshots) = volume.snapshots.filter(|all| all.count > 0) {
-        let bytes = HumanBytes(snapshots.pinned_bytes);
+        let bytes = Bytes(snapshots.pinned_bytes);
         page.line(
             "snapshots",
             match snapshots.count {
@@ -115,9 +115,9 @@ fn volume(page: &mut Page, volume: &VolumeStatus) {
         let text = format!(
             "{} ({}), {} ({}), {}, {}, {}, {}",
             Count(device.reads, "read"),
-            HumanBytes(device.read_bytes),
+            Bytes(device.read_bytes),
             Count(device.writes, "write"),
-            HumanBytes(device.written_bytes),
+            Bytes(device.written_bytes),
             Count(device.flushes, "flush"),
             Count(device.discards, "discard"),
             Count(device.zeroings, "zeroing"),
@@ -128,7 +128,7 @@ fn volume(page: &mut Page, volume: &VolumeStatus) {
 }
 
 fn journal_text(journal: &Journal) -> String {
-    let mut text = HumanBytes(journal.size_bytes).to_string();
+    let mut text = Bytes(journal.size_bytes).to_string();
     if let Some(used) = journal.used_bytes {
         text.push_str(&format!(", {} used", percent(used, journal.size_bytes)));
     }
@@ -155,7 +155,7 @@ fn journal_text(journal: &Journal) -> String {
 
 fn room(page: &mut Page, volume: &VolumeStatus) {
     if let Some(space) = &volume.space {
-        let bytes = |blocks: u64| HumanBytes(blocks.saturating_mul(space.block_size_bytes));
+        let bytes = |blocks: u64| Bytes(blocks.saturating_mul(space.block_size_bytes));
         let used = space.total_blocks.saturating_sub(space.free_blocks);
         let text = format!(
             "{} of {} used ({}), {} available; blocks of {}",
@@ -163,7 +163,7 @@ fn room(page: &mut Page, volume: &VolumeStatus) {
             bytes(space.total_blocks),
             percent(used, space.total_blocks),
             bytes(space.available_blocks),
-            HumanBytes(space.block_size_bytes),
+            Bytes(space.block_size_bytes),
         );
         page.line("space", text);
     }

@@ -5,7 +5,7 @@ use crate::bar::Bar;
 use crate::shrink;
 use crate::target::Executor;
 use anyhow::Context;
-use indicatif::HumanBytes;
+use kfs_disk::Bytes;
 use kfsctl::Request;
 use serde_json::json;
 use std::str::FromStr;
@@ -89,8 +89,8 @@ pub(crate) fn run(target: &Target, size: Size, as_json: bool) -> anyhow::Result<
         ));
     }
     let text = match before == after {
-        true => format!("has {} already\n", HumanBytes(after)),
-        false => format!("{} -> {}\n", HumanBytes(before), HumanBytes(after)),
+        true => format!("has {} already\n", Bytes(after)),
+        false => format!("{} -> {}\n", Bytes(before), Bytes(after)),
     };
     crate::print(&text)
 }
@@ -123,7 +123,7 @@ fn grow(executor: &mut Executor, size: Size, bar: &mut Bar) -> anyhow::Result<(u
         if done < total
             && let Err(stop) = bar.step("growing", done, total)
         {
-            let target = HumanBytes(progress.target_bytes);
+            let target = Bytes(progress.target_bytes);
             let goes_on = format!("`resize {}` goes on to {target}", progress.target_bytes);
             return Err(stop).with_context(|| stopped(progress.size_bytes, &goes_on));
         }
@@ -138,7 +138,7 @@ fn grow(executor: &mut Executor, size: Size, bar: &mut Bar) -> anyhow::Result<(u
 
 /// What is said of a volume whose change was stopped.
 pub(crate) fn stopped(size_bytes: u64, goes_on: &str) -> String {
-    let size = HumanBytes(size_bytes);
+    let size = Bytes(size_bytes);
     format!("the volume is whole and has {size}; {goes_on}")
 }
 

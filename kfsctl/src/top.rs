@@ -5,8 +5,7 @@
 
 use crate::args::Target;
 use crate::daemon::connect;
-use indicatif::HumanBytes;
-use kfs_disk::Count;
+use kfs_disk::{Bytes, Count};
 use kfsctl::status::{Cache, LATENCY_BOUNDS, OperationStatus, SessionStatus, Status};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
@@ -298,7 +297,7 @@ impl<'s> Rates<'s> {
             lines.push(format!("snapshot '{}' is served", safe(name)));
         }
         if let Some(space) = &volume.space {
-            let size = |blocks: u64| HumanBytes(blocks.saturating_mul(space.block_size_bytes));
+            let size = |blocks: u64| Bytes(blocks.saturating_mul(space.block_size_bytes));
             let mut line = format!(
                 "space    {} free of {}",
                 size(space.free_blocks),
@@ -307,7 +306,7 @@ impl<'s> Rates<'s> {
             if let Some(snapshots) = volume.snapshots.filter(|all| all.count > 0) {
                 line.push_str(&format!(
                     ", {} kept by {}",
-                    HumanBytes(snapshots.pinned_bytes),
+                    Bytes(snapshots.pinned_bytes),
                     Count(snapshots.count, "snapshot")
                 ));
             }
@@ -389,7 +388,7 @@ fn cache_hits(before: &[Cache], now: &[Cache]) -> Option<f64> {
     reason = "a rate for people"
 )]
 fn bytes(rate: f64) -> String {
-    HumanBytes(rate as u64).to_string()
+    Bytes(rate as u64).to_string()
 }
 
 fn short(seconds: f64) -> String {

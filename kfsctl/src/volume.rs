@@ -4,8 +4,7 @@ use crate::args::{Command, SnapshotCommand, Target};
 use crate::bar::Bar;
 use crate::target::Executor;
 use anyhow::Context;
-use indicatif::HumanBytes;
-use kfs_disk::Count;
+use kfs_disk::{Bytes, Count};
 use kfsctl::execute::unknown;
 use kfsctl::snapshot::{DiffEntry, RestoreInfo, SnapshotInfo, VersionInfo};
 use kfsctl::{Progress, Request};
@@ -124,7 +123,7 @@ fn carry_out(work: &mut Work, command: &Command) -> anyhow::Result<String> {
                     "restored {path} from '{snapshot}': {}, {} of them made, {} copied\n",
                     Count(restored.inodes, "inode"),
                     restored.made,
-                    HumanBytes(restored.bytes)
+                    Bytes(restored.bytes)
                 )
             })
         }
@@ -135,8 +134,8 @@ fn carry_out(work: &mut Work, command: &Command) -> anyhow::Result<String> {
         }
         Command::Trim => {
             let value = work.request(&Request::Trim {})?;
-            work.show(&value, |bytes: Bytes| {
-                format!("{} are free and given back\n", HumanBytes(bytes.bytes))
+            work.show(&value, |amount: Amount| {
+                format!("{} are free and given back\n", Bytes(amount.bytes))
             })
         }
         Command::Sync => silent(work, &Request::Sync {}),
@@ -155,7 +154,7 @@ fn silent(work: &mut Work, request: &Request) -> anyhow::Result<String> {
 }
 
 #[derive(serde::Deserialize)]
-struct Bytes {
+struct Amount {
     bytes: u64,
 }
 
@@ -237,7 +236,7 @@ fn snapshot(work: &mut Work, command: &SnapshotCommand) -> anyhow::Result<String
                 name: name.clone(),
                 path,
             })?;
-            work.show(&value, |bytes: Bytes| exported(image, bytes.bytes))
+            work.show(&value, |amount: Amount| exported(image, amount.bytes))
         }
         SnapshotCommand::Clone {
             name,
@@ -286,7 +285,7 @@ fn versions(versions: &[VersionInfo]) -> String {
         let places = places.join(", ");
         let _ = if version.exists {
             let modified = moment(&version.modified, digits);
-            let size = HumanBytes(version.size_bytes).to_string();
+            let size = Bytes(version.size_bytes).to_string();
             writeln!(
                 text,
                 "{modified}  {size:>12}  {:>10}  {places}",
@@ -354,9 +353,9 @@ fn table(snapshots: &[SnapshotInfo]) -> String {
             "{:<20}  {:<width$}  {:>12}  {:>12}  {:>12}  {}",
             snapshot.time,
             snapshot.name,
-            HumanBytes(snapshot.unique_bytes).to_string(),
-            HumanBytes(snapshot.shared_bytes).to_string(),
-            HumanBytes(snapshot.metadata_bytes).to_string(),
+            Bytes(snapshot.unique_bytes).to_string(),
+            Bytes(snapshot.shared_bytes).to_string(),
+            Bytes(snapshot.metadata_bytes).to_string(),
             first_line(&snapshot.comment)
         );
     }
@@ -398,9 +397,9 @@ fn details(snapshot: &SnapshotInfo) -> String {
         snapshot.name,
         snapshot.time,
         snapshot.id,
-        HumanBytes(snapshot.unique_bytes),
-        HumanBytes(snapshot.shared_bytes),
-        HumanBytes(snapshot.metadata_bytes),
+        Bytes(snapshot.unique_bytes),
+        Bytes(snapshot.shared_bytes),
+        Bytes(snapshot.metadata_bytes),
         all_lines(&snapshot.comment)
     )
 }
@@ -428,7 +427,7 @@ fn changes(diff: &Diff) -> String {
 }
 
 fn exported(image: &Path, bytes: u64) -> String {
-    format!("{}: {} copied\n", image.display(), HumanBytes(bytes))
+    format!("{}: {} copied\n", image.display(), Bytes(bytes))
 }
 
 #[cfg(test)]

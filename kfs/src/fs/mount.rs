@@ -16,7 +16,7 @@ use crate::storage::{BufferCache, Journal};
 use crate::sync::Rank;
 use crate::tools::{Watch, unwatched};
 use crate::volume::{Volume, VolumeParts};
-use kfs_disk::BlockDevice;
+use kfs_disk::{BlockDevice, Count};
 use parking_lot::Mutex;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -229,9 +229,9 @@ fn open_log(
         recovery.transactions = recovered.transactions;
         recovery.blocks = recovered.blocks;
         log::info!(
-            "recovered the journal: {} transactions, {} blocks",
-            recovered.transactions,
-            recovered.blocks
+            "recovered the journal: {}, {}",
+            Count(recovered.transactions.into(), "transaction"),
+            Count(recovered.blocks, "block")
         );
         if log.superblock.s_errno.get() != 0 {
             log::warn!("the journal was aborted: the volume wants e2fsck");

@@ -6,7 +6,7 @@
 
 use super::format::Kind;
 use super::store::{Content, Location, Store};
-use super::table::{COMMENT_MAX, NAME_MAX, SnapshotRecord, Table};
+use super::table::{SnapshotRecord, Table, check_comment, check_name};
 use super::{Snapshots, State};
 use crate::error::{Error, Result};
 use crate::ids::BlockNr;
@@ -22,13 +22,8 @@ impl Snapshots {
     /// # Errors
     /// `Exists`; `Invalid` for what cannot be a file's name; `NameTooLong`.
     pub fn check_new(&self, name: &str, comment: &str) -> Result<()> {
-        if name.len() > NAME_MAX || comment.len() > COMMENT_MAX {
-            return Err(Error::NameTooLong);
-        }
-        let is_name = !name.is_empty() && name != "." && name != "..";
-        if !is_name || name.contains(['/', '\0']) || name.chars().any(char::is_control) {
-            return Err(Error::Invalid);
-        }
+        check_name(name)?;
+        check_comment(comment)?;
         if self.state.read().table.find(name).is_some() {
             return Err(Error::Exists);
         }

@@ -38,7 +38,7 @@ mod usage;
 mod view;
 
 pub(crate) use growth::GrowthParts;
-pub use table::{COMMENT_MAX, NAME_MAX, SnapshotRecord};
+pub use table::{COMMENT_MAX, NAME_MAX, NameError, SnapshotRecord, check_comment, check_name};
 pub use usage::SnapshotUsage;
 pub use view::SnapshotDevice;
 

@@ -1,11 +1,64 @@
 //! The table of snapshots, written anew with each change: what is not in the newest one is deleted.
 
+use crate::error::Error;
 use crate::time::Timestamp;
 
 /// Bytes of a name.
 pub const NAME_MAX: usize = 255;
 /// Bytes of a comment.
 pub const COMMENT_MAX: usize = 1024;
+
+/// Why a name or a comment cannot be a snapshot's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// What cannot be a file's name.
+    #[error("a name is not empty, and neither . nor ..")]
+    NoName,
+    /// What cannot be in one, or breaks a list.
+    #[error("a name has no slashes and no control characters")]
+    Characters,
+    /// Longer than [`NAME_MAX`].
+    #[error("a name has at most {NAME_MAX} bytes")]
+    NameTooLong,
+    /// Longer than [`COMMENT_MAX`].
+    #[error("a comment has at most {COMMENT_MAX} bytes")]
+    CommentTooLong,
+}
+
+/// Checks the name of a new snapshot.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_name(name: &str) -> Result<(), NameError> {
+    match name {
+        "" | "." | ".." => Err(NameError::NoName),
+        name if name.contains('/') || name.chars().any(char::is_control) => {
+            Err(NameError::Characters)
+        }
+        name if name.len() > NAME_MAX => Err(NameError::NameTooLong),
+        _ => Ok(()),
+    }
+}
+
+/// Checks the comment of a new snapshot.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_comment(comment: &str) -> Result<(), NameError> {
+    match comment.len() {
+        ..=COMMENT_MAX => Ok(()),
+        _ => Err(NameError::CommentTooLong),
+    }
+}
+
+impl From<NameError> for Error {
+    fn from(error: NameError) -> Self {
+        match error {
+            NameError::NoName | NameError::Characters => Self::Invalid,
+            NameError::NameTooLong | NameError::CommentTooLong => Self::NameTooLong,
+        }
+    }
+}
 
 /// A snapshot as its table names it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,8 +5,8 @@ use crate::bar::Bar;
 use crate::target::Executor;
 use anyhow::Context;
 use clap::Args;
-use indicatif::{HumanBytes, HumanCount};
-use kfs_disk::Count;
+use indicatif::HumanCount;
+use kfs_disk::{Bytes, Count};
 use kfsctl::Request;
 use kfsctl::defrag::{
     DefragFile, DefragInfo, LayoutInfo, SkippedFiles, SurveyFile, SurveyInfo, SurveyLevel,
@@ -250,7 +250,7 @@ fn move_all(
         }
         bar.step("moving", work.moved_bytes, total)
             .with_context(|| {
-                let moved = HumanBytes(work.moved_bytes);
+                let moved = Bytes(work.moved_bytes);
                 format!("{moved} were moved, and the same command goes on")
             })?;
         if let Some(rate) = rate {
@@ -311,7 +311,7 @@ pub(super) fn percent(part: u64, whole: u64) -> String {
 fn left_alone(work: &Work) -> String {
     let mut text = String::new();
     if work.kept_bytes > 0 {
-        let kept = HumanBytes(work.kept_bytes);
+        let kept = Bytes(work.kept_bytes);
         let _ = writeln!(
             text,
             "{kept} could lie better and stay, for snapshots see them (--all moves them, and takes \
@@ -337,12 +337,12 @@ fn plan(work: &Work) -> String {
     let mut text = format!(
         "{}, {}: {}, {}, {} in aligned 2 MiB\n{} could lie better; {} would be moved\n",
         Count(work.files, "file"),
-        HumanBytes(layout.bytes),
+        Bytes(layout.bytes),
         Count(layout.fragments, "fragment"),
         Count(layout.extents, "extent"),
         percent(layout.aligned_bytes, layout.bytes),
         Count(work.candidates.len() as u64, "file"),
-        HumanBytes(
+        Bytes(
             work.candidates
                 .iter()
                 .map(|file| file.layout.movable_bytes)
@@ -357,7 +357,7 @@ fn plan(work: &Work) -> String {
             text,
             "{:>10} {:>12}  {}",
             HumanCount(file.layout.fragments).to_string(),
-            HumanBytes(file.layout.movable_bytes).to_string(),
+            Bytes(file.layout.movable_bytes).to_string(),
             file.path.escape_debug()
         );
     }
@@ -393,10 +393,10 @@ fn report(work: &Work) -> String {
     let _ = writeln!(
         text,
         "moved {} of {}; looked at {} with {}",
-        HumanBytes(work.moved_bytes),
+        Bytes(work.moved_bytes),
         Count(work.moved_files, "file"),
         Count(work.files, "file"),
-        HumanBytes(before.bytes),
+        Bytes(before.bytes),
     );
     for (count, why) in [
         (work.no_room, "no better place is free"),

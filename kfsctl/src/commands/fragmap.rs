@@ -7,8 +7,7 @@ use crate::args::Target;
 use crate::target::Executor;
 use anyhow::Context;
 use clap::Args;
-use indicatif::HumanBytes;
-use kfs_disk::Count;
+use kfs_disk::{Bytes, Count};
 use kfsctl::Request;
 use kfsctl::fragmap::{ExtentInfo, FileMapInfo, VolumeMapInfo};
 use std::fmt::Write;
@@ -192,11 +191,7 @@ fn file_text(map: &FileMapInfo, style: Style) -> String {
         let _ = writeln!(text, "{}", painted(&row, [0, 114, 178], style));
     }
     let cell_bytes = cell.saturating_mul(map.block_size_bytes);
-    let _ = writeln!(
-        text,
-        "each sign is {} of the volume\n",
-        HumanBytes(cell_bytes)
-    );
+    let _ = writeln!(text, "each sign is {} of the volume\n", Bytes(cell_bytes));
     text.push_str(&file_summary(map));
     let _ = writeln!(
         text,
@@ -220,8 +215,8 @@ fn file_summary(map: &FileMapInfo) -> String {
     let mut text = format!(
         "inode {}, {}, blocks of {}\n",
         map.inode,
-        HumanBytes(map.size_bytes),
-        HumanBytes(map.block_size_bytes)
+        Bytes(map.size_bytes),
+        Bytes(map.block_size_bytes)
     );
     if let Some(layout) = &map.layout {
         let _ = writeln!(

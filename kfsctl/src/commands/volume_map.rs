@@ -2,8 +2,7 @@
 
 use super::defrag::percent;
 use super::picture::{Colour, Picture};
-use indicatif::HumanBytes;
-use kfs_disk::Count;
+use kfs_disk::{Bytes, Count};
 use kfsctl::fragmap::{Cell, VolumeMapInfo};
 use std::fmt::Write;
 
@@ -164,7 +163,7 @@ fn entries(map: &VolumeMapInfo) -> Vec<(Part, String)> {
     let total = total(map);
     let amount = |blocks: u64| {
         let bytes = blocks.saturating_mul(map.block_size_bytes);
-        format!("{} ({})", HumanBytes(bytes), percent(blocks, map.blocks))
+        format!("{} ({})", Bytes(bytes), percent(blocks, map.blocks))
     };
     let mut entries = vec![
         (Part::Used, format!("used: {}", amount(total.used))),
@@ -174,7 +173,7 @@ fn entries(map: &VolumeMapInfo) -> Vec<(Part, String)> {
                 "free: {}, in {}, the longest {}",
                 amount(total.free),
                 Count(map.free_runs, "run"),
-                HumanBytes(map.free_run_max_blocks.saturating_mul(map.block_size_bytes))
+                Bytes(map.free_run_max_blocks.saturating_mul(map.block_size_bytes))
             ),
         ),
         (
@@ -207,7 +206,7 @@ fn entries(map: &VolumeMapInfo) -> Vec<(Part, String)> {
 pub(super) fn legend(map: &VolumeMapInfo, style: Style) -> String {
     let mut text = format!(
         "each sign is {}\n",
-        HumanBytes(map.cell_blocks.saturating_mul(map.block_size_bytes))
+        Bytes(map.cell_blocks.saturating_mul(map.block_size_bytes))
     );
     for (part, what) in entries(map) {
         let sign = match part {
@@ -236,7 +235,7 @@ pub(super) fn to_picture(map: &VolumeMapInfo) -> Picture {
         draw_cell(&mut picture, cell, corner);
     }
     let cell_bytes = map.cell_blocks.saturating_mul(map.block_size_bytes);
-    let title = format!("each square is {}", HumanBytes(cell_bytes));
+    let title = format!("each square is {}", Bytes(cell_bytes));
     picture.text(MARGIN, legend_top + LINE - 5, title);
     for (at, (part, what)) in entries.iter().enumerate() {
         let top = legend_top + LINE * (at as u32 + 1);
