@@ -16,18 +16,53 @@ pub fn crc32c(seed: u32, data: &[u8]) -> u32 {
 
 /// The bytes that, put between `before` and `after`, give the whole the checksum `wanted`.
 ///
-/// A crc can be run backwards: from `wanted` through `after` to the value that is needed behind the
-/// four bytes, and from there through four zeros. What differs from the value of `before` is the patch.
+/// A crc can be run backwards, and is linear: what `wanted` was before `after` and the four bytes is what it was
+/// before as many zeros, once what `after` adds is taken out of it. What differs from the value of `before` is the
+/// patch.
 #[must_use]
-pub fn crc32c_patch(seed: u32, before: &[u8], after: &[u8], wanted: u32) -> [u8; 4] {
-    let steps = after.iter().rev().chain(&[0; 4]);
-    let needed = steps.fold(wanted, |value, &byte| crc32c_back(value, byte));
+pub fn crc32c_patch<const N: usize>(
+    seed: u32,
+    before: &[u8],
+    after: &[u8; N],
+    wanted: u32,
+) -> [u8; 4] {
+    let needed = Rewind::<N>::value(wanted ^ crc32c(0, after));
     (needed ^ crc32c(seed, before)).to_le_bytes()
 }
 
-/// The value before `byte` was added.
-fn crc32c_back(value: u32, byte: u8) -> u32 {
-    value << 8 ^ BACK[(value >> 24) as usize] ^ u32::from(byte)
+/// Runs a crc32c back over `N` zeros and four more.
+struct Rewind<const N: usize>;
+
+impl<const N: usize> Rewind<N> {
+    /// For each byte of a value, the lowest first, what is left of it.
+    const TABLES: [[u32; 256]; 4] = rewind_tables(N + 4);
+
+    fn value(value: u32) -> u32 {
+        let bytes = value.to_le_bytes().into_iter().zip(&Self::TABLES);
+        bytes.fold(0, |sum, (byte, table)| sum ^ table[usize::from(byte)])
+    }
+}
+
+const fn rewind_tables(zeros: usize) -> [[u32; 256]; 4] {
+    let mut tables = [[0; 256]; 4];
+    let mut bit = 0;
+    while bit < 32 {
+        let mut value = 1u32 << bit;
+        let mut step = 0;
+        while step < zeros {
+            value = value << 8 ^ BACK[(value >> 24) as usize];
+            step += 1;
+        }
+        let mut byte = 0;
+        while byte < 256 {
+            if byte >> (bit % 8) & 1 == 1 {
+                tables[bit / 8][byte] ^= value;
+            }
+            byte += 1;
+        }
+        bit += 1;
+    }
+    tables
 }
 
 /// For each upper byte of a value: what eight steps back leave of it.
@@ -83,13 +118,19 @@ mod tests {
         assert_eq!(crc16(&[b"1234", b"56789"]), 0x4b37);
     }
 
+    fn patch_between<const N: usize>(before: &[u8], after: &[u8; N], wanted: u32) {
+        let patch = crc32c_patch(7, before, after, wanted);
+        let whole = [before, &patch, after].concat();
+        assert_eq!(crc32c(7, &whole), wanted, "{before:?} ? {after:?}");
+    }
+
     #[test]
     fn a_patch_gives_the_wanted_checksum() {
         for wanted in [0, 1, 0xdead_beef, u32::MAX] {
-            for (before, after) in [("", ""), ("some", ""), ("", "more"), ("before", "after it")] {
-                let patch = crc32c_patch(7, before.as_bytes(), after.as_bytes(), wanted);
-                let whole = [before.as_bytes(), &patch, after.as_bytes()].concat();
-                assert_eq!(crc32c(7, &whole), wanted, "{before} ? {after}");
+            for before in ["", "some", "more than that"] {
+                patch_between(before.as_bytes(), b"", wanted);
+                patch_between(before.as_bytes(), b"after it", wanted);
+                patch_between(before.as_bytes(), &[0xa5; 820], wanted);
             }
         }
     }

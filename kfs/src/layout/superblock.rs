@@ -264,14 +264,15 @@ impl RawSuperblock {
         if !self.ro_compat().contains(RoCompat::METADATA_CSUM) {
             return;
         }
-        let patch_end = offset_of!(Self, s_last_mounted) + self.s_last_mounted.len();
-        let patch_start = patch_end - size_of::<u32>();
-        self.as_mut_bytes()[patch_start - 1] = 0;
+        /// Where the four bytes are, and how many are between them and the checksum.
+        const PATCH: usize = offset_of!(RawSuperblock, s_last_mounted) + 60;
+        const AFTER: usize = offset_of!(RawSuperblock, s_checksum) - PATCH - 4;
         let wanted = self.s_checksum.get();
-        let bytes = self.as_mut_bytes();
-        let after = &bytes[patch_end..offset_of!(Self, s_checksum)];
-        let patch = crc32c_patch(CRC32C_INIT, &bytes[..patch_start], after, wanted);
-        bytes[patch_start..patch_end].copy_from_slice(&patch);
+        let (before, rest) = self.as_mut_bytes().split_at_mut(PATCH);
+        let (patch, rest) = rest.split_at_mut(size_of::<u32>());
+        let after: &[u8; AFTER] = rest.first_chunk().expect("the checksum comes last");
+        before[PATCH - 1] = 0;
+        patch.copy_from_slice(&crc32c_patch(CRC32C_INIT, before, after, wanted));
     }
 
     /// Sets the time of the last write, all 40 bits of it.
