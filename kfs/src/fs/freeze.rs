@@ -13,8 +13,8 @@
 //! time is over, and when the volume is closed, whatever became of who asked for it.
 
 use super::Filesystem;
-use super::mount::{read_superblock, write_superblock};
 use super::shutdown::mark_clean;
+use super::superblock::{read_superblock, write_superblock};
 use crate::error::{Error, IoOp, ReadOnlyReason, Result};
 use crate::layout::superblock::STATE_VALID;
 use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};

@@ -18,15 +18,17 @@ mod shrink;
 mod shutdown;
 mod snapshots;
 mod status;
+mod superblock;
 
 pub use damage::ErrorsPolicy;
 pub(crate) use directory::InodeBlocks;
 pub use grow::GrowthProgress;
-pub use mount::read_superblock;
-pub(crate) use mount::{own_file_runs, write_superblock};
+pub(crate) use mount::own_file_runs;
 pub use options::MountOptions;
 pub(crate) use shrink::{shortened, worthwhile};
 pub use status::{RecoveryStatus, SpaceStatus, Status};
+pub use superblock::read_superblock;
+pub(crate) use superblock::write_superblock;
 
 use crate::corrupt::Corrupt;
 use crate::error::{Error, Result};

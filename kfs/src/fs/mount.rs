@@ -1,14 +1,15 @@
 //! Opening a volume: superblock, features, recovery, layers, orphans.
 
+use super::superblock::{end_recovery, mark_error, mark_in_use, overhead_blocks, read_superblock};
 use super::{Committer, Damage, Filesystem, MountOptions, RecoveryStatus};
 use crate::allocator::Allocator;
 use crate::corrupt::Corrupt;
 use crate::error::{Error, IoOp, ReadOnlyReason, Result};
 use crate::extent::{ExtentTree, IndirectMap};
-use crate::ids::{BlockNr, GroupNr, InodeNr, LogicalBlock, Run};
+use crate::ids::{BlockNr, InodeNr, LogicalBlock, Run};
 use crate::inode::{InodeTable, Orphans};
 use crate::layout::inode::{InodeBytes, InodeFlags};
-use crate::layout::superblock::{STATE_ERROR, STATE_VALID, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE};
+use crate::layout::superblock::{STATE_VALID, SUPERBLOCK_OFFSET};
 use crate::layout::{Access, Compat, Geometry, Incompat, RawSuperblock, features};
 use crate::snapshot::Snapshots;
 use crate::storage::journal::{LogArea, LogOptions, attach, recover, reset_log};
@@ -21,7 +22,6 @@ use parking_lot::Mutex;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64};
-use zerocopy::{FromBytes, IntoBytes};
 
 /// Smallest journal that mke2fs makes and Linux takes, in blocks: one operation has to fit into a
 /// quarter of it.
@@ -48,57 +48,13 @@ impl Filesystem {
         options: MountOptions,
         watch: &mut Watch<'_>,
     ) -> Result<Arc<Self>> {
-        let mut superblock = read_superblock(&*device)?;
-        let access = features::check(&superblock)?;
-        let geometry = check_geometry(&superblock, &*device)?;
-        let read_only = read_only_reason(&options, access, &geometry, &*device);
-        let mut recovery = RecoveryStatus::default();
-        let log = open_log(&device, &geometry, read_only, &mut recovery)?;
-        if log.is_some() {
-            // The replayed journal may have held the superblock.
-            superblock = read_superblock(&*device)?;
+        let mut image = Image::recover(&device, &options)?;
+        if image.read_only.is_none() {
+            mark_in_use(&*device, &mut image.superblock, &options)?;
         }
-        let is_replayed = log.is_some() && geometry.incompat.contains(Incompat::RECOVER);
-        let geometry = check_geometry(&superblock, &*device)?;
-        let log = log.filter(|_| read_only.is_none());
-        let mut protected: Vec<Run> = log.iter().flat_map(|log| log.area.runs()).collect();
-        let was_clean = superblock.s_state.get() & STATE_VALID != 0;
-        let was_closed = match geometry.compat.contains(Compat::HAS_JOURNAL) {
-            true => !superblock.incompat().contains(Incompat::RECOVER),
-            false => was_clean,
-        };
-        if read_only.is_none() {
-            mark_in_use(&*device, &mut superblock, &options)?;
-        }
-        let again = Arc::clone(&device);
-        let volume = assemble(device, geometry.clone(), log, read_only, &options)?;
-        if is_replayed && read_only.is_some() {
-            end_recovery(&volume)?;
-        }
-        protected.extend(orphan_file_runs(&volume)?);
-        volume.allocator.protect(&protected);
-        let label = superblock.label().to_vec();
-        let overhead = overhead_blocks(&superblock, &geometry);
-        let mut fs = Self {
-            volume: Arc::new(volume),
-            inodes: InodeTable::default(),
-            orphans: Orphans::default(),
-            rename: crate::sync::Mutex::new(Rank::Rename, ()),
-            committer: Mutex::new(None),
-            freezer: super::Freezer::default(),
-            label,
-            was_clean,
-            recovery,
-            damage: Damage::default(),
-            errors_policy: options.errors.settle(superblock.s_errors.get()),
-            overhead_blocks: AtomicU64::new(overhead),
-            overhead_before: overhead,
-            has_old_copies: AtomicBool::new(false),
-            hides_store: AtomicBool::new(false),
-            store_directory: AtomicU32::new(0),
-            full_noted: AtomicI64::new(0),
-            snapshot_operation: crate::sync::Mutex::new(Rank::Snapshot, ()),
-        };
+        let (read_only, was_closed) = (image.read_only, image.was_closed);
+        let superblock = image.superblock.clone();
+        let mut fs = Self::over(Arc::clone(&device), image, &options)?;
         fs.root()?;
         if read_only.is_none() {
             fs.volume.journal.mark_in_use()?;
@@ -110,7 +66,7 @@ impl Filesystem {
             }
             fs.finish_restore(id, watch)?;
             drop(fs);
-            return Self::open(again, options);
+            return Self::open(device, options);
         }
         if read_only.is_none() {
             fs.recovery.orphans = fs.finish_orphans(&superblock)?;
@@ -119,47 +75,114 @@ impl Filesystem {
                 log::info!("putting away an empty snapshot store");
                 fs.remove_store()?;
             }
-            if let Some(interval) = options.commit_interval {
-                let started = Committer::start(Arc::clone(&fs.volume), interval);
-                *fs.committer.lock() = Some(started.map_err(|source| Error::Device {
-                    op: IoOp::Flush,
-                    source,
-                })?);
-            }
+            fs.start_committer(&options)?;
         }
         Ok(Arc::new(fs))
     }
+
+    /// The layers over an image, with nothing of what they hold looked at.
+    fn over(device: Arc<dyn BlockDevice>, image: Image, options: &MountOptions) -> Result<Self> {
+        let Image {
+            superblock,
+            geometry,
+            read_only,
+            log,
+            recovery,
+            is_replayed,
+            was_clean,
+            was_closed: _,
+        } = image;
+        let log = log.filter(|_| read_only.is_none());
+        let mut protected: Vec<Run> = log.iter().flat_map(|log| log.area.runs()).collect();
+        let overhead = overhead_blocks(&superblock, &geometry);
+        let volume = assemble(device, geometry, log, read_only, options)?;
+        if is_replayed && read_only.is_some() {
+            end_recovery(&volume)?;
+        }
+        protected.extend(orphan_file_runs(&volume)?);
+        volume.allocator.protect(&protected);
+        Ok(Self {
+            volume: Arc::new(volume),
+            inodes: InodeTable::default(),
+            orphans: Orphans::default(),
+            rename: crate::sync::Mutex::new(Rank::Rename, ()),
+            committer: Mutex::new(None),
+            freezer: super::Freezer::default(),
+            label: superblock.label().to_vec(),
+            was_clean,
+            recovery,
+            damage: Damage::default(),
+            errors_policy: options.errors.settle(superblock.s_errors.get()),
+            overhead_blocks: AtomicU64::new(overhead),
+            overhead_before: overhead,
+            has_old_copies: AtomicBool::new(false),
+            hides_store: AtomicBool::new(false),
+            store_directory: AtomicU32::new(0),
+            full_noted: AtomicI64::new(0),
+            snapshot_operation: crate::sync::Mutex::new(Rank::Snapshot, ()),
+        })
+    }
+
+    fn start_committer(&self, options: &MountOptions) -> Result<()> {
+        let Some(interval) = options.commit_interval else {
+            return Ok(());
+        };
+        let started = Committer::start(Arc::clone(&self.volume), interval);
+        *self.committer.lock() = Some(started.map_err(|source| Error::Device {
+            op: IoOp::Flush,
+            source,
+        })?);
+        Ok(())
+    }
 }
 
-/// Reads the superblock and checks that it is one.
-///
-/// # Errors
-/// `Corrupt::SuperblockMagic` for other content, `Corrupt::SuperblockChecksum`, `Io`.
-pub fn read_superblock(device: &dyn BlockDevice) -> Result<RawSuperblock> {
-    let mut bytes = [0; SUPERBLOCK_SIZE];
-    if device.size_bytes() < SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE as u64 {
-        return Err(Corrupt::TooSmall {
-            bytes: device.size_bytes(),
+/// What is known of an image once its journal is replayed.
+struct Image {
+    superblock: RawSuperblock,
+    geometry: Geometry,
+    /// Why it takes no changes, if it takes none.
+    read_only: Option<ReadOnlyReason>,
+    log: Option<LogOptions>,
+    recovery: RecoveryStatus,
+    /// The log had something to replay.
+    is_replayed: bool,
+    /// Whether the superblock calls it clean.
+    was_clean: bool,
+    /// Whether it was closed, so that nothing in it can be torn.
+    was_closed: bool,
+}
+
+impl Image {
+    /// Looks whether it can be opened, and replays its journal if it was not closed.
+    fn recover(device: &Arc<dyn BlockDevice>, options: &MountOptions) -> Result<Self> {
+        let mut superblock = read_superblock(&**device)?;
+        let access = features::check(&superblock)?;
+        let geometry = check_geometry(&superblock, &**device)?;
+        let read_only = read_only_reason(options, access, &geometry, &**device);
+        let mut recovery = RecoveryStatus::default();
+        let log = open_log(device, &geometry, read_only, &mut recovery)?;
+        if log.is_some() {
+            // The replayed journal may have held the superblock.
+            superblock = read_superblock(&**device)?;
         }
-        .into());
+        let is_replayed = log.is_some() && geometry.incompat.contains(Incompat::RECOVER);
+        let geometry = check_geometry(&superblock, &**device)?;
+        let was_clean = superblock.s_state.get() & STATE_VALID != 0;
+        let was_closed = match geometry.compat.contains(Compat::HAS_JOURNAL) {
+            true => !superblock.incompat().contains(Incompat::RECOVER),
+            false => was_clean,
+        };
+        Ok(Self {
+            superblock,
+            geometry,
+            read_only,
+            log,
+            recovery,
+            is_replayed,
+            was_clean,
+            was_closed,
+        })
     }
-    device
-        .read_at(SUPERBLOCK_OFFSET, &mut bytes)
-        .map_err(|source| Error::Io {
-            op: IoOp::Read,
-            block: BlockNr(0),
-            source,
-        })?;
-    let raw = RawSuperblock::read_from_bytes(&bytes).expect("as many bytes as it has");
-    let magic = raw.s_magic.get();
-    if magic != crate::layout::superblock::EXT4_MAGIC {
-        return Err(Corrupt::SuperblockMagic { found: magic }.into());
-    }
-    if !raw.verify_checksum() {
-        let (found, expected) = (raw.s_checksum.get(), raw.checksum());
-        return Err(Corrupt::SuperblockChecksum { found, expected }.into());
-    }
-    Ok(raw)
 }
 
 fn check_geometry(superblock: &RawSuperblock, device: &dyn BlockDevice) -> Result<Geometry> {
@@ -325,84 +348,6 @@ pub(super) fn data_runs(
     Ok(runs)
 }
 
-/// Notes in the superblock that the image is in use: recovery is needed from here on.
-fn mark_in_use(
-    device: &dyn BlockDevice,
-    superblock: &mut RawSuperblock,
-    options: &MountOptions,
-) -> Result<()> {
-    let now = options.clock.now();
-    superblock.set_mount_time(now.seconds);
-    superblock.set_write_time(now.seconds);
-    superblock
-        .s_mnt_count
-        .set(superblock.s_mnt_count.get().saturating_add(1));
-    if superblock.compat().contains(Compat::HAS_JOURNAL) {
-        let incompat = superblock.incompat() | Incompat::RECOVER;
-        superblock.s_feature_incompat.set(incompat.bits());
-    } else {
-        // Without a journal only e2fsck can tell what an interrupted change has left.
-        let state = superblock.s_state.get() & !STATE_VALID;
-        superblock.s_state.set(state);
-    }
-    write_superblock(device, superblock)
-}
-
-/// The log was replayed, and nobody will close the volume: its superblock becomes that of a closed
-/// one, with the counts that the replayed descriptors have.
-fn end_recovery(volume: &Volume) -> Result<()> {
-    let device = &**volume.device();
-    let mut superblock = read_superblock(device)?;
-    let incompat = superblock.incompat() - Incompat::RECOVER;
-    superblock.s_feature_incompat.set(incompat.bits());
-    let counts = volume.allocator.free_counts();
-    superblock.set_free_blocks_count(counts.blocks);
-    superblock.s_free_inodes_count.set(counts.inodes);
-    write_superblock(device, &mut superblock)
-}
-
-/// Notes that errors were found.
-pub(super) fn mark_error(device: &dyn BlockDevice) -> Result<()> {
-    let mut superblock = read_superblock(device)?;
-    let state = superblock.s_state.get() | STATE_ERROR;
-    superblock.s_state.set(state);
-    write_superblock(device, &mut superblock)
-}
-
-/// Writes the superblock past the journal, in one piece, and makes it durable.
-pub(crate) fn write_superblock(
-    device: &dyn BlockDevice,
-    superblock: &mut RawSuperblock,
-) -> Result<()> {
-    superblock.seal();
-    write_part(device, superblock, 0)
-}
-
-/// Writes the second sector of the superblock, in which the checksum is, and makes it durable.
-pub(crate) fn write_second_sector(
-    device: &dyn BlockDevice,
-    superblock: &RawSuperblock,
-) -> Result<()> {
-    write_part(device, superblock, SUPERBLOCK_SIZE / 2)
-}
-
-fn write_part(device: &dyn BlockDevice, superblock: &RawSuperblock, from: usize) -> Result<()> {
-    device
-        .write_at(
-            SUPERBLOCK_OFFSET + from as u64,
-            &superblock.as_bytes()[from..],
-        )
-        .map_err(|source| Error::Io {
-            op: IoOp::Write,
-            block: BlockNr(0),
-            source,
-        })?;
-    device.flush().map_err(|source| Error::Device {
-        op: IoOp::Flush,
-        source,
-    })
-}
-
 fn assemble(
     device: Arc<dyn BlockDevice>,
     geometry: Geometry,
@@ -439,19 +384,4 @@ fn assemble(
         read_only,
         generation_seed: options.generation_seed.unwrap_or(seed),
     }))
-}
-
-/// Blocks that statfs(2) does not count: of bitmaps, inode tables, superblocks, descriptors and the journal, if who
-/// made the file system has noted them; else without the journal's.
-fn overhead_blocks(superblock: &RawSuperblock, geometry: &Geometry) -> u64 {
-    let clusters = u64::from(superblock.s_overhead_clusters.get());
-    let noted = clusters * u64::from(geometry.cluster_blocks);
-    if noted != 0 && noted < geometry.blocks_count() {
-        return noted;
-    }
-    let groups = u64::from(geometry.groups_count());
-    let tables = groups * (2 + u64::from(geometry.inode_table_blocks));
-    let base = |group| u64::from(geometry.base_metadata_blocks(GroupNr(group)));
-    let bases: u64 = (0..geometry.groups_count()).map(base).sum();
-    tables + bases + u64::from(geometry.first_data_block)
 }

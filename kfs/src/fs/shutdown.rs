@@ -1,7 +1,7 @@
 //! Sync and close: everything durable, and the image marked clean.
 
 use super::Filesystem;
-use super::mount::{mark_error, read_superblock, write_second_sector, write_superblock};
+use super::superblock::{mark_error, read_superblock, write_second_sector, write_superblock};
 use crate::error::{Error, ReadOnlyReason, Result};
 use crate::inode::Inode;
 use crate::layout::superblock::STATE_VALID;
