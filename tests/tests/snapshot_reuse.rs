@@ -189,7 +189,8 @@ fn prepared(seed: u64, change: Change) -> Prepared {
     prepare(seed, change, |rounds, _| rounds == copied - 10)
 }
 
-/// Small commits, each with old metadata, so that some are on their way whatever others do.
+/// Small commits, each with old metadata, so that some are on their way whatever others do. And a snapshot that comes
+/// and goes, so that places in the store are given up meanwhile.
 fn commit_all_the_time(fs: &Filesystem, is_done: &AtomicBool) {
     let root = fs.root().expect("reads");
     let node = kfs::NewNode {
@@ -200,6 +201,8 @@ fn commit_all_the_time(fs: &Filesystem, is_done: &AtomicBool) {
         let file = fs.create(&root, b"writer", &node).expect("creates");
         fs.fsync(&file, false).expect("syncs");
         fs.unlink(&root, b"writer").expect("removes");
+        fs.create_snapshot("writer", "").expect("there is room");
+        fs.delete_snapshot("writer").expect("deletes");
         std::thread::sleep(Duration::from_millis(1));
     }
 }

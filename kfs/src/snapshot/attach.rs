@@ -42,7 +42,7 @@ impl Snapshots {
         enter_all(&store, &mut state.index, &found);
         let newest_used = found.iter().filter_map(Found::snapshot);
         self.note_lost(&store, &found, &lost, &table);
-        self.tell_of_damage(&store, &found, &state.index)?;
+        tell_of_damage(&store, &found, &state.index);
         state.table = table;
         state.table.next_id = state
             .table
@@ -74,29 +74,6 @@ impl Snapshots {
         Ok(())
     }
 
-    /// Tells of what the last commit and the last copies have lost, if anybody needs it. Of others it is found
-    /// when they are read.
-    fn tell_of_damage(&self, store: &Store, found: &[Found], index: &Index) -> Result<()> {
-        let last = |is_copy| {
-            let of_kind = found.iter().filter(move |found| found.is_copy() == is_copy);
-            let with_content = of_kind.filter(|found| found.pre_images().next().is_some());
-            with_content.map(|found| found.batch.commit).max()
-        };
-        let last = [last(false), last(true)];
-        let in_last = found
-            .iter()
-            .filter(|found| last.contains(&Some(found.batch.commit)));
-        for (taken, block, at) in in_last.flat_map(Found::pre_images) {
-            if index.needs(taken.snapshot, block, at) && !store.is_readable(at)? {
-                log::error!(
-                    "the snapshot store is damaged: what its snapshots show cannot all be read"
-                );
-                break;
-            }
-        }
-        Ok(())
-    }
-
     /// The last copies may be torn. Then what they are of has not been given up yet, and counts. Where it is gone,
     /// they were whole once: they are damaged, or nobody needs them.
     fn void_torn_copies(&self, store: &Store, found: &mut [Found]) -> Result<()> {
@@ -104,17 +81,19 @@ impl Snapshots {
         let Some(commit) = last.first().map(|found| found.batch.commit) else {
             return Ok(());
         };
-        if self.are_whole(store, &last)? {
+        let is_last = |found: &Found| found.is_copy() && found.batch.commit == commit;
+        // What cannot be read is as good as torn, if it is elsewhere.
+        let is_torn = |found: &Found| is_last(found) && !store.is_whole(found).unwrap_or(false);
+        if !found.iter().any(is_torn) {
             return Ok(());
         }
-        let is_last = |found: &Found| found.is_copy() && found.batch.commit == commit;
         let others = found.iter().filter(|found| !is_last(found));
         let originals: HashMap<(u64, Taken), Location> = others
             .flat_map(Found::pre_images)
             .map(|(taken, block, at)| ((block, taken), at))
             .collect();
-        for copies in found.iter_mut().filter(|found| is_last(found)) {
-            if !store.is_whole(copies)? && are_there(store, copies, &originals)? {
+        for copies in found.iter_mut().filter(|found| is_torn(found)) {
+            if are_there(store, copies, &originals) {
                 self.void(store, vec![copies])?;
             }
         }
@@ -187,8 +166,8 @@ impl Snapshots {
     /// that was the newest then, at the latest the one of the batch that follows.
     fn note_lost(&self, store: &Store, found: &[Found], lost: &[(u32, Order)], table: &Table) {
         let snapshot_after = |order: &Order| {
-            let later = found.iter().filter(|found| found.order > *order);
-            let snapshot = later.filter_map(Found::snapshot).next();
+            let later = &found[found.partition_point(|found| found.order <= *order)..];
+            let snapshot = later.iter().find_map(Found::snapshot);
             snapshot.filter(|_| order.0 != 0).unwrap_or(u32::MAX)
         };
         let Some(up_to) = lost.iter().map(|(_, order)| snapshot_after(order)).max() else {
@@ -299,20 +278,33 @@ fn last_commit(found: &mut [Found], is_of_kind: impl Fn(&Found) -> bool) -> Vec<
     found.iter_mut().filter(is_last).collect()
 }
 
+/// Tells of what the last commit and the last copies have lost, if anybody needs it. Of others it is found when
+/// they are read.
+fn tell_of_damage(store: &Store, found: &[Found], index: &Index) {
+    let last = |is_copy| {
+        let of_kind = found.iter().filter(move |found| found.is_copy() == is_copy);
+        let with_content = of_kind.filter(|found| found.pre_images().next().is_some());
+        with_content.map(|found| found.batch.commit).max()
+    };
+    let last = [last(false), last(true)];
+    let in_last = found
+        .iter()
+        .filter(|found| last.contains(&Some(found.batch.commit)));
+    let mut needed = in_last
+        .flat_map(Found::pre_images)
+        .filter(|(taken, block, at)| index.needs(taken.snapshot, *block, *at));
+    if needed.any(|(_, _, at)| !store.is_readable(at).unwrap_or(false)) {
+        log::error!("the snapshot store is damaged: what its snapshots show cannot all be read");
+    }
+}
+
 /// Whether what was copied is there, too.
-fn are_there(
-    store: &Store,
-    copies: &Found,
-    originals: &HashMap<(u64, Taken), Location>,
-) -> Result<bool> {
-    for (taken, block, copy) in copies.pre_images() {
+fn are_there(store: &Store, copies: &Found, originals: &HashMap<(u64, Taken), Location>) -> bool {
+    copies.pre_images().all(|(taken, block, copy)| {
         let original = originals.get(&(block, taken));
         let original = original.filter(|at| at.checksum == copy.checksum);
-        if !original.map_or(Ok(false), |at| store.is_readable(*at))? {
-            return Ok(false);
-        }
-    }
-    Ok(true)
+        original.is_some_and(|at| store.is_readable(*at).unwrap_or(false))
+    })
 }
 
 /// Enters all pre-images in the order in which they were taken. Of those that were copied the last copy counts: what

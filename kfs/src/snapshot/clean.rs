@@ -81,7 +81,10 @@ impl Snapshots {
             let copied = self.copy(store, chosen, &handle);
             self.release(promised);
             drop(handle);
-            self.give_up(store, &copied?);
+            // If it failed they are held to the end: what was to be copied must not be written over.
+            let copied = copied?;
+            store.let_segments_go(&segments);
+            self.give_up(store, &copied);
             freed += store.count_free(&segments);
         }
         Ok(freed > 0)
@@ -118,7 +121,7 @@ impl Snapshots {
     }
 
     /// Chooses the last of the segments, as many as there is room for what is needed in them, and promises that
-    /// room. Returns how much it is.
+    /// room. Returns how much it is. The segments are held: a deletion may free them, but they are not written anew.
     fn choose(&self, store: &Store, waiting: &mut Sparse) -> (Sparse, u32) {
         let mut chosen = Sparse::new();
         let mut count = 0;
@@ -132,8 +135,15 @@ impl Snapshots {
                 waiting.push((nr, needed));
                 break;
             }
-            count = with;
-            chosen.push((nr, needed));
+            store.hold_segment(nr);
+            // If nothing of it is needed any more it may be in another life.
+            let index = &self.state.read().index;
+            if needed.iter().any(|one| one.is_needed(index)) {
+                count = with;
+                chosen.push((nr, needed));
+            } else {
+                store.let_segments_go(&[nr]);
+            }
         }
         *reserved += count as u64;
         (chosen, count as u32)

@@ -47,7 +47,6 @@ impl PreImageSink for Snapshots {
         if !self.is_active() {
             return;
         }
-        self.release(1);
         let block = buffer.nr().0;
         let mut state = self.state.write();
         if is_new && state.wants(block) {
@@ -55,6 +54,9 @@ impl PreImageSink for Snapshots {
         } else if state.wants(block) {
             state.pending.insert(block, (tid, buffer.freeze()));
         }
+        drop(state);
+        // Afterwards: what is on its way from the one to the other counts twice rather than not at all.
+        self.release(1);
     }
 
     fn write_out(&self, tid: Tid) -> crate::Result<()> {

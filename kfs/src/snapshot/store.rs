@@ -47,8 +47,8 @@ pub(super) struct Store {
     device: Arc<dyn BlockDevice>,
     block_size: usize,
     id: StoreId,
-    /// Where the file's blocks are, in order.
-    runs: RwLock<Vec<Run>>,
+    /// Where the file's blocks are, in order, with the first block of each run within the file.
+    runs: RwLock<Vec<(u32, Run)>>,
     /// Held by the one who appends; the segments' lock is not held over I/O.
     pub(super) appending: Mutex<()>,
     pub(super) segments: Mutex<Segments>,
@@ -115,6 +115,11 @@ impl Found {
     }
 }
 
+/// Blocks in so many runs.
+fn end_of(runs: &[(u32, Run)]) -> u32 {
+    runs.last().map_or(0, |(first, run)| first + run.len)
+}
+
 impl Store {
     /// A new store, still without blocks.
     pub(super) fn new(device: Arc<dyn BlockDevice>, block_size: u32) -> Self {
@@ -146,6 +151,13 @@ impl Store {
         let blocks: u64 = runs.iter().map(|run| u64::from(run.len)).sum();
         if blocks * u64::from(block_size) > device.size_bytes() || blocks > u64::from(u32::MAX) {
             let what = "it has more blocks than the volume";
+            return Err(Corrupt::SnapshotStore { what }.into());
+        }
+        let mut in_place = runs.to_vec();
+        in_place.sort_unstable_by_key(|run| run.start);
+        let overlap = |pair: &[Run]| pair[0].start.plus(pair[0].len.into()) > pair[1].start;
+        if in_place.windows(2).any(overlap) {
+            let what = "blocks are in it twice";
             return Err(Corrupt::SnapshotStore { what }.into());
         }
         let mut store = Self::with_id(device, block_size, [0; 16]);
@@ -245,9 +257,12 @@ impl Store {
     /// Blocks were added at the end of the file. What does not make up a whole segment waits for more.
     pub(super) fn add_runs(&self, added: &[Run]) {
         let mut runs = self.runs.write();
-        runs.extend_from_slice(added);
-        let blocks: u64 = runs.iter().map(|run| u64::from(run.len)).sum();
-        let count = (blocks / u64::from(SEGMENT_BLOCKS)) as u32;
+        let mut blocks = end_of(&runs);
+        for run in added {
+            runs.push((blocks, *run));
+            blocks += run.len;
+        }
+        let count = blocks / SEGMENT_BLOCKS;
         let mut segments = self.segments.lock();
         let known = segments.list.len() as u32;
         segments.free.extend(known..count);
@@ -256,7 +271,7 @@ impl Store {
 
     /// Blocks in the file.
     pub(super) fn blocks_count(&self) -> u64 {
-        self.runs.read().iter().map(|run| u64::from(run.len)).sum()
+        end_of(&self.runs.read()).into()
     }
 
     /// Blocks with content that somebody needs.
@@ -407,9 +422,21 @@ impl Store {
         })
     }
 
-    /// What was in a segment is not given up.
-    pub(super) fn keep_segment(&self, nr: u32) {
+    /// A segment is not written anew.
+    pub(super) fn hold_segment(&self, nr: u32) {
         self.segments.lock().need(nr, 1);
+    }
+
+    /// Segments that were held may be written anew.
+    pub(super) fn let_segments_go(&self, held: &[u32]) {
+        let mut segments = self.segments.lock();
+        held.iter().for_each(|nr| segments.release(*nr));
+    }
+
+    /// A segment is never written anew, nor cleaned.
+    pub(super) fn keep_segment(&self, nr: u32) {
+        self.hold_segment(nr);
+        self.pass_by(nr);
     }
 
     /// Somebody needs a block that was found when the store was opened.
@@ -475,15 +502,12 @@ impl Store {
 
     /// Where a block of the file is, and how many follow it there.
     fn place(&self, block: u32) -> Option<(BlockNr, u32)> {
-        let mut skipped = 0;
-        for run in &*self.runs.read() {
-            if block < skipped + run.len {
-                let within = block - skipped;
-                return Some((run.start.plus(within.into()), run.len - within));
-            }
-            skipped += run.len;
-        }
-        None
+        let runs = self.runs.read();
+        let behind = runs.partition_point(|(first, _)| *first <= block);
+        let (first, run) = runs.get(behind.checked_sub(1)?)?;
+        let within = block - first;
+        let left = run.len.checked_sub(within).filter(|left| *left > 0)?;
+        Some((run.start.plus(within.into()), left))
     }
 
     fn read(&self, block: u32, buf: &mut [u8]) -> Result<()> {
